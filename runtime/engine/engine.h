@@ -1,0 +1,115 @@
+/* runtime/engine/engine.h - the only header a front end sees: submit, cancel, events, figures.
+ *
+ * The engine thread owns sequences, KV block tables and the scheduler; it talks to ranks by frames.
+ * A front end submits token ids and parameters, gets events back through a queue with a wake-up
+ * descriptor, and never blocks. One event carries what one step gave one choice of one request.
+ * The last event of every choice has `finish` set (or `error`); after the last choice's last event
+ * the request is gone and `user` is never named again.
+ *
+ * Thread: submit, cancel and stats from any thread; events from one consumer thread. */
+#pragma once
+
+#include "runtime/base/metric.h"
+#include "runtime/gen/params.h"
+
+typedef struct sp_engine sp_engine;
+
+typedef enum sp_finish {
+    SP_FINISH_NONE,   /* goes on */
+    SP_FINISH_STOP,   /* EOS or a stop id; stop_id says which (EOS: -1) */
+    SP_FINISH_LENGTH, /* max_tokens or the context is full */
+    SP_FINISH_ABORT,  /* cancelled */
+    SP_FINISH_ERROR,  /* `error` says why */
+} sp_finish;
+
+typedef struct sp_token_logprobs { /* of one position */
+    int32_t id;
+    float logprob;
+    int32_t rank;
+    int32_t n_top;
+    struct {
+        int32_t id;
+        float logprob;
+    } top[]; /* n_top of them */
+} sp_token_logprobs;
+
+#define SP_EVENT_TOKENS_MAX 8
+typedef struct sp_event {
+    void *user;      /* as submitted */
+    uint64_t id;     /* as sp_engine_submit() gave it */
+    int32_t choice;  /* 0..n-1 */
+    int32_t n_tokens;
+    int32_t tokens[SP_EVENT_TOKENS_MAX];
+    /* One a token when asked for, else NULL. Owned by the event: sp_event_release(). */
+    sp_token_logprobs *logprobs[SP_EVENT_TOKENS_MAX];
+    /* On the first event of choice 0 when asked for: [n_prompt], entry 0 is NULL. Owned likewise. */
+    sp_token_logprobs **prompt_logprobs;
+    int32_t n_prompt_logprobs;
+    /* inspect logits: one row [n_vocab] of position `logits_position`, or NULL. Owned likewise. */
+    float *logits;
+    int32_t n_vocab, logits_position;
+    int32_t n_cached; /* prompt tokens found in the prefix cache; on the first event */
+    sp_finish finish;
+    int32_t stop_id;  /* with SP_FINISH_STOP: the stop id, -1 for EOS */
+    sp_status error;  /* with SP_FINISH_ERROR */
+    char error_text[120];
+} sp_event;
+
+void sp_event_release(sp_event *ev); /* frees what the event owns */
+
+typedef struct sp_engine_request {
+    void *user;
+    const int32_t *prompt; /* copied */
+    int32_t n_prompt;      /* >= 1 */
+    const sp_gen_params *params; /* deep-copied */
+    int64_t deadline_ns;   /* sp_now_ns() clock; SP_NEVER for none */
+    int32_t priority;      /* lower first; 0 */
+    const char *cache_salt; /* NULL: shared prefix cache */
+} sp_engine_request;
+
+/** Queues a request. params->max_tokens is cut so that prompt and output fit max_model_len.
+ * Errors: SP_E_LIMIT the queue is full; SP_E_INVALID prompt empty, an id outside the vocabulary, or
+ *         prompt longer than max_model_len - 1 (max_model_len with max_tokens 0);
+ *         SP_E_UNAVAILABLE draining or a rank was lost. */
+SP_NODISCARD sp_status sp_engine_submit(sp_engine *e, const sp_engine_request *req, uint64_t *id,
+                                        sp_err *err);
+
+/** Ends a request or one choice of it (choice -1: all). A choice that ended already is left alone.
+ * With SP_FINISH_ABORT (the client left) no more events come for it. With SP_FINISH_STOP (a stop
+ * string was found) it is counted as stopped, and no more events come for it either. Never blocks. */
+void sp_engine_cancel(sp_engine *e, uint64_t id, int32_t choice, sp_finish as);
+
+/** Readable when events wait. */
+int sp_engine_event_fd(const sp_engine *e);
+/** Moves at most `max` events out; 0 when none wait (the descriptor is drained then). */
+int sp_engine_events(sp_engine *e, sp_event *out, int max);
+
+typedef enum sp_engine_state {
+    SP_ENGINE_STARTING,
+    SP_ENGINE_READY,
+    SP_ENGINE_DRAINING, /* refuses new requests, finishes those it has */
+    SP_ENGINE_DRAINED,  /* nothing is left */
+    SP_ENGINE_FAILED,   /* a rank was lost */
+} sp_engine_state;
+sp_engine_state sp_engine_get_state(const sp_engine *e);
+void sp_engine_drain(sp_engine *e);
+
+/** What a front end must know about the model; constant once READY. */
+typedef struct sp_engine_info {
+    int32_t max_model_len, n_vocab, block_tokens, n_blocks, max_num_seqs, max_batched_tokens;
+    const char *kv_dtype;
+} sp_engine_info;
+sp_engine_info sp_engine_get_info(const sp_engine *e);
+
+/** Figures for /metrics; written by the engine thread, read by any. */
+typedef struct sp_engine_metrics {
+    sp_gauge running, waiting, blocks_used, blocks_total;
+    sp_counter preemptions, prompt_tokens, prompt_tokens_cached, generation_tokens;
+    sp_counter prefix_queries, prefix_hits; /* in tokens */
+    sp_counter finished[SP_FINISH_ERROR + 1]; /* by sp_finish, a choice each */
+    sp_counter steps, engine_cpu_ns;          /* engine thread CPU time spent on steps */
+    sp_histogram ttft_s, itl_s, e2e_s, queue_s, inference_s, prefill_s, decode_s, tpot_s;
+    sp_histogram req_prompt_tokens, req_generation_tokens, req_max_tokens, req_n, iteration_tokens;
+    sp_histogram req_max_generation_tokens, req_prefill_computed_tokens;
+} sp_engine_metrics;
+const sp_engine_metrics *sp_engine_get_metrics(const sp_engine *e);
