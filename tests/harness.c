@@ -9,7 +9,9 @@
 
 static const char *skip_reason;
 
-void sp_test_skip(const char *why) { skip_reason = why; }
+void sp_test_skip(const char *why) {
+    skip_reason = why;
+}
 
 const char *sp_test_fixtures(void) {
     const char *dir = getenv("SUPERPOD_FIXTURES");

@@ -14,15 +14,17 @@ typedef struct sp_test {
     void (*fn)(void);
 } sp_test;
 
-#define SP_TEST(fn)                                                                                \
-    (sp_test) { #fn, fn }
+#define SP_TEST(fn) \
+    (sp_test) { \
+#fn, fn \
+    }
 
 /** Marks the running test as skipped and says why. The test must return after it. */
 void sp_test_skip(const char *why);
-#define SP_SKIP(why)                                                                               \
-    do {                                                                                           \
-        sp_test_skip(why);                                                                         \
-        return;                                                                                    \
+#define SP_SKIP(why) \
+    do { \
+        sp_test_skip(why); \
+        return; \
     } while (0)
 
 /** The folder of third-party vectors beside the checkout, or NULL: then skip by name.
@@ -33,8 +35,8 @@ const char *sp_test_fixtures(void);
 char *sp_test_read(const char *path, size_t *len);
 
 int sp_test_main(const char *suite, const sp_test *tests, int n, int argc, char **argv);
-#define SP_TEST_MAIN(suite, ...)                                                                   \
-    int main(int argc, char **argv) {                                                              \
-        static const sp_test tests[] = {__VA_ARGS__};                                              \
-        return sp_test_main(suite, tests, (int)(sizeof tests / sizeof tests[0]), argc, argv);      \
+#define SP_TEST_MAIN(suite, ...) \
+    int main(int argc, char **argv) { \
+        static const sp_test tests[] = {__VA_ARGS__}; \
+        return sp_test_main(suite, tests, (int)(sizeof tests / sizeof tests[0]), argc, argv); \
     }

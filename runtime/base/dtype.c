@@ -16,7 +16,9 @@ static const char *const names[] = {
 #undef X
 };
 
-const char *sp_dtype_name(sp_dtype t) { return t < SP_DTYPE_COUNT ? names[t] : "?"; }
+const char *sp_dtype_name(sp_dtype t) {
+    return t < SP_DTYPE_COUNT ? names[t] : "?";
+}
 
 sp_status sp_dtype_parse(sp_slice s, sp_dtype *out) {
     for (int t = 0; t < SP_DTYPE_COUNT; t++)

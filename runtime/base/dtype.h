@@ -8,37 +8,37 @@
 #include <stdint.h>
 
 /* name, safetensors spelling, bits */
-#define SP_DTYPE_LIST(X)                                                                           \
-    X(SP_DTYPE_F32, "F32", 32)                                                                     \
-    X(SP_DTYPE_F16, "F16", 16)                                                                     \
-    X(SP_DTYPE_BF16, "BF16", 16)                                                                   \
-    X(SP_DTYPE_F64, "F64", 64)                                                                     \
-    X(SP_DTYPE_I64, "I64", 64)                                                                     \
-    X(SP_DTYPE_I32, "I32", 32)                                                                     \
-    X(SP_DTYPE_I16, "I16", 16)                                                                     \
-    X(SP_DTYPE_I8, "I8", 8)                                                                        \
-    X(SP_DTYPE_U64, "U64", 64)                                                                     \
-    X(SP_DTYPE_U32, "U32", 32)                                                                     \
-    X(SP_DTYPE_U16, "U16", 16)                                                                     \
-    X(SP_DTYPE_U8, "U8", 8)                                                                        \
-    X(SP_DTYPE_BOOL, "BOOL", 8)                                                                    \
-    X(SP_DTYPE_F8_E4M3, "F8_E4M3", 8)                                                              \
-    X(SP_DTYPE_F8_E5M2, "F8_E5M2", 8)                                                              \
-    X(SP_DTYPE_F8_E8M0, "F8_E8M0", 8)                                                              \
-    X(SP_DTYPE_C64, "C64", 64)                                                                     \
-    X(SP_DTYPE_F4, "F4", 4)                                                                        \
-    X(SP_DTYPE_F6_E2M3, "F6_E2M3", 6)                                                              \
+#define SP_DTYPE_LIST(X) \
+    X(SP_DTYPE_F32, "F32", 32) \
+    X(SP_DTYPE_F16, "F16", 16) \
+    X(SP_DTYPE_BF16, "BF16", 16) \
+    X(SP_DTYPE_F64, "F64", 64) \
+    X(SP_DTYPE_I64, "I64", 64) \
+    X(SP_DTYPE_I32, "I32", 32) \
+    X(SP_DTYPE_I16, "I16", 16) \
+    X(SP_DTYPE_I8, "I8", 8) \
+    X(SP_DTYPE_U64, "U64", 64) \
+    X(SP_DTYPE_U32, "U32", 32) \
+    X(SP_DTYPE_U16, "U16", 16) \
+    X(SP_DTYPE_U8, "U8", 8) \
+    X(SP_DTYPE_BOOL, "BOOL", 8) \
+    X(SP_DTYPE_F8_E4M3, "F8_E4M3", 8) \
+    X(SP_DTYPE_F8_E5M2, "F8_E5M2", 8) \
+    X(SP_DTYPE_F8_E8M0, "F8_E8M0", 8) \
+    X(SP_DTYPE_C64, "C64", 64) \
+    X(SP_DTYPE_F4, "F4", 4) \
+    X(SP_DTYPE_F6_E2M3, "F6_E2M3", 6) \
     X(SP_DTYPE_F6_E3M2, "F6_E3M2", 6)
 
 typedef enum sp_dtype {
 #define X(name, text, bits) name,
     SP_DTYPE_LIST(X)
 #undef X
-        SP_DTYPE_COUNT
+    SP_DTYPE_COUNT
 } sp_dtype;
 
 int sp_dtype_bits(sp_dtype t);
-const char *sp_dtype_name(sp_dtype t);                         /* "BF16" */
+const char *sp_dtype_name(sp_dtype t);                            /* "BF16" */
 SP_NODISCARD sp_status sp_dtype_parse(sp_slice s, sp_dtype *out); /* the safetensors spelling */
 
 static inline float sp_f32_of_bits(uint32_t u) {
@@ -51,7 +51,9 @@ static inline uint32_t sp_bits_of_f32(float f) {
     memcpy(&u, &f, sizeof u);
     return u;
 }
-static inline float sp_f32_of_bf16(uint16_t h) { return sp_f32_of_bits((uint32_t)h << 16); }
-float sp_f32_of_f16(uint16_t h);    /* exact */
-uint16_t sp_f16_of_f32(float f);    /* nearest, ties to even */
-uint16_t sp_bf16_of_f32(float f);   /* nearest, ties to even; NaN stays NaN */
+static inline float sp_f32_of_bf16(uint16_t h) {
+    return sp_f32_of_bits((uint32_t)h << 16);
+}
+float sp_f32_of_f16(uint16_t h);  /* exact */
+uint16_t sp_f16_of_f32(float f);  /* nearest, ties to even */
+uint16_t sp_bf16_of_f32(float f); /* nearest, ties to even; NaN stays NaN */

@@ -74,7 +74,9 @@ close_file:
     return st;
 }
 
-bool sp_file_exists(const char *path) { return access(path, F_OK) == 0; }
+bool sp_file_exists(const char *path) {
+    return access(path, F_OK) == 0;
+}
 
 sp_status sp_memfd_create(int *fd, const char *name, size_t size, bool inherit, sp_err *err) {
     int f = memfd_create(name, MFD_ALLOW_SEALING | (inherit ? 0 : MFD_CLOEXEC));

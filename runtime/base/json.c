@@ -149,7 +149,9 @@ void sp_json_free(sp_json *doc) {
     sp_free(doc);
 }
 
-const sp_json_node *sp_json_root(const sp_json *doc) { return doc ? doc->root : NULL; }
+const sp_json_node *sp_json_root(const sp_json *doc) {
+    return doc ? doc->root : NULL;
+}
 
 sp_json_type sp_json_type_of(const sp_json_node *v) {
     if (!v || cJSON_IsNull(v)) return SP_JSON_NULL;
@@ -177,12 +179,18 @@ const sp_json_node *sp_json_at(const sp_json_node *array, int index) {
 const sp_json_node *sp_json_first(const sp_json_node *container) {
     return container ? container->child : NULL;
 }
-const sp_json_node *sp_json_next(const sp_json_node *v) { return v ? v->next : NULL; }
+const sp_json_node *sp_json_next(const sp_json_node *v) {
+    return v ? v->next : NULL;
+}
 int sp_json_count(const sp_json_node *container) {
     return container ? cJSON_GetArraySize(container) : 0;
 }
-sp_slice sp_json_key(const sp_json_node *v) { return sp_slice_of(v ? v->string : NULL); }
-bool sp_json_is_null(const sp_json_node *v) { return !v || cJSON_IsNull(v); }
+sp_slice sp_json_key(const sp_json_node *v) {
+    return sp_slice_of(v ? v->string : NULL);
+}
+bool sp_json_is_null(const sp_json_node *v) {
+    return !v || cJSON_IsNull(v);
+}
 
 sp_slice sp_json_string(const sp_json_node *v) {
     if (!cJSON_IsString(v)) return (sp_slice){0};
@@ -196,8 +204,12 @@ int64_t sp_json_int(const sp_json_node *v) {
     if (v->valuestring && sp_parse_i64(sp_slice_of(v->valuestring), &i) == SP_OK) return i;
     return (int64_t)v->valuedouble;
 }
-double sp_json_number(const sp_json_node *v) { return v ? v->valuedouble : 0; }
-bool sp_json_bool(const sp_json_node *v) { return cJSON_IsTrue(v); }
+double sp_json_number(const sp_json_node *v) {
+    return v ? v->valuedouble : 0;
+}
+bool sp_json_bool(const sp_json_node *v) {
+    return cJSON_IsTrue(v);
+}
 
 static sp_status wrong(const char *key, const char *wanted, const sp_json_node *v, sp_err *err) {
     return SP_FAIL(err, SP_E_INVALID, "%s: want %s, got %s", key, wanted,
@@ -274,10 +286,18 @@ static void shut(sp_jw *w, char c) {
     sp_buf_putc(w->out, c);
     w->comma = true;
 }
-void sp_jw_object(sp_jw *w) { open(w, '{'); }
-void sp_jw_object_end(sp_jw *w) { shut(w, '}'); }
-void sp_jw_array(sp_jw *w) { open(w, '['); }
-void sp_jw_array_end(sp_jw *w) { shut(w, ']'); }
+void sp_jw_object(sp_jw *w) {
+    open(w, '{');
+}
+void sp_jw_object_end(sp_jw *w) {
+    shut(w, '}');
+}
+void sp_jw_array(sp_jw *w) {
+    open(w, '[');
+}
+void sp_jw_array_end(sp_jw *w) {
+    shut(w, ']');
+}
 
 static void put_quoted(sp_buf *b, sp_slice s) {
     static const char hex[] = "0123456789abcdef";
@@ -316,8 +336,12 @@ void sp_jw_raw(sp_jw *w, sp_slice json) {
     before_value(w);
     sp_buf_put_slice(w->out, json);
 }
-void sp_jw_null(sp_jw *w) { sp_jw_raw(w, SP_SLICE("null")); }
-void sp_jw_bool(sp_jw *w, bool v) { sp_jw_raw(w, v ? SP_SLICE("true") : SP_SLICE("false")); }
+void sp_jw_null(sp_jw *w) {
+    sp_jw_raw(w, SP_SLICE("null"));
+}
+void sp_jw_bool(sp_jw *w, bool v) {
+    sp_jw_raw(w, v ? SP_SLICE("true") : SP_SLICE("false"));
+}
 void sp_jw_int(sp_jw *w, int64_t v) {
     before_value(w);
     sp_buf_printf(w->out, "%lld", (long long)v);
@@ -343,9 +367,15 @@ void sp_jw_string(sp_jw *w, sp_slice s) {
 
 void sp_jw_node(sp_jw *w, const sp_json_node *v) {
     switch (sp_json_type_of(v)) {
-    case SP_JSON_NULL: sp_jw_null(w); return;
-    case SP_JSON_BOOL: sp_jw_bool(w, sp_json_bool(v)); return;
-    case SP_JSON_STRING: sp_jw_string(w, sp_json_string(v)); return;
+    case SP_JSON_NULL:
+        sp_jw_null(w);
+        return;
+    case SP_JSON_BOOL:
+        sp_jw_bool(w, sp_json_bool(v));
+        return;
+    case SP_JSON_STRING:
+        sp_jw_string(w, sp_json_string(v));
+        return;
     case SP_JSON_INT:
     case SP_JSON_FLOAT:
         if (v->valuestring)
@@ -354,7 +384,8 @@ void sp_jw_node(sp_jw *w, const sp_json_node *v) {
             sp_jw_int(w, sp_json_int(v));
         return;
     case SP_JSON_ARRAY:
-    case SP_JSON_OBJECT: break;
+    case SP_JSON_OBJECT:
+        break;
     }
     bool object = cJSON_IsObject(v);
     open(w, object ? '{' : '[');

@@ -13,8 +13,8 @@
 
 #include <stdint.h>
 
-typedef struct sp_json sp_json;         /* a whole document */
-typedef struct cJSON sp_json_node;      /* a value inside it; borrowed from the document */
+typedef struct sp_json sp_json;    /* a whole document */
+typedef struct cJSON sp_json_node; /* a value inside it; borrowed from the document */
 
 typedef enum sp_json_type {
     SP_JSON_NULL,
@@ -57,12 +57,18 @@ bool sp_json_bool(const sp_json_node *v);
 
 /* Checked reads of an object's member. Absent or null leaves *out alone and answers SP_OK.
  * Errors: SP_E_INVALID "key: want an integer, got a string". */
-SP_NODISCARD sp_status sp_json_get_bool(const sp_json_node *o, const char *key, bool *out, sp_err *err);
-SP_NODISCARD sp_status sp_json_get_int(const sp_json_node *o, const char *key, int64_t min, int64_t max, int64_t *out, sp_err *err);
-SP_NODISCARD sp_status sp_json_get_number(const sp_json_node *o, const char *key, double *out, sp_err *err);
-SP_NODISCARD sp_status sp_json_get_string(const sp_json_node *o, const char *key, sp_slice *out, sp_err *err);
-SP_NODISCARD sp_status sp_json_get_object(const sp_json_node *o, const char *key, const sp_json_node **out, sp_err *err);
-SP_NODISCARD sp_status sp_json_get_array(const sp_json_node *o, const char *key, const sp_json_node **out, sp_err *err);
+SP_NODISCARD sp_status sp_json_get_bool(const sp_json_node *o, const char *key, bool *out,
+                                        sp_err *err);
+SP_NODISCARD sp_status sp_json_get_int(const sp_json_node *o, const char *key, int64_t min,
+                                       int64_t max, int64_t *out, sp_err *err);
+SP_NODISCARD sp_status sp_json_get_number(const sp_json_node *o, const char *key, double *out,
+                                          sp_err *err);
+SP_NODISCARD sp_status sp_json_get_string(const sp_json_node *o, const char *key, sp_slice *out,
+                                          sp_err *err);
+SP_NODISCARD sp_status sp_json_get_object(const sp_json_node *o, const char *key,
+                                          const sp_json_node **out, sp_err *err);
+SP_NODISCARD sp_status sp_json_get_array(const sp_json_node *o, const char *key,
+                                         const sp_json_node **out, sp_err *err);
 
 /* Writing. Call key then a value inside objects; values alone inside arrays. */
 typedef struct sp_jw {
@@ -70,7 +76,9 @@ typedef struct sp_jw {
     bool comma; /* the next value or key needs one before it */
 } sp_jw;
 
-static inline sp_jw sp_jw_on(sp_buf *out) { return (sp_jw){.out = out}; }
+static inline sp_jw sp_jw_on(sp_buf *out) {
+    return (sp_jw){.out = out};
+}
 void sp_jw_object(sp_jw *w);
 void sp_jw_object_end(sp_jw *w);
 void sp_jw_array(sp_jw *w);
@@ -79,8 +87,11 @@ void sp_jw_key(sp_jw *w, const char *key);
 void sp_jw_null(sp_jw *w);
 void sp_jw_bool(sp_jw *w, bool v);
 void sp_jw_int(sp_jw *w, int64_t v);
-void sp_jw_number(sp_jw *w, double v); /* shortest text that reads back the same; not finite: null */
-void sp_jw_string(sp_jw *w, sp_slice s); /* bytes that are not UTF-8 become U+FFFD */
-void sp_jw_raw(sp_jw *w, sp_slice json); /* a value already written as JSON */
+void sp_jw_number(sp_jw *w,
+                  double v); /* shortest text that reads back the same; not finite: null */
+void sp_jw_string(sp_jw *w, sp_slice s);          /* bytes that are not UTF-8 become U+FFFD */
+void sp_jw_raw(sp_jw *w, sp_slice json);          /* a value already written as JSON */
 void sp_jw_node(sp_jw *w, const sp_json_node *v); /* a parsed value, as it was read */
-static inline void sp_jw_str(sp_jw *w, const char *s) { sp_jw_string(w, sp_slice_of(s)); }
+static inline void sp_jw_str(sp_jw *w, const char *s) {
+    sp_jw_string(w, sp_slice_of(s));
+}

@@ -60,7 +60,9 @@ static int hex4(const char *s, size_t n) {
     int v = 0;
     for (int i = 0; i < 4; i++) {
         char ch = s[i];
-        int d = ch >= '0' && ch <= '9' ? ch - '0' : (ch | 32) >= 'a' && (ch | 32) <= 'f' ? (ch | 32) - 'a' + 10 : -1;
+        int d = ch >= '0' && ch <= '9'                 ? ch - '0'
+                : (ch | 32) >= 'a' && (ch | 32) <= 'f' ? (ch | 32) - 'a' + 10
+                                                       : -1;
         if (d < 0) return -1;
         v = v * 16 + d;
     }
@@ -151,13 +153,20 @@ static sp_status scan_value(scan *c, int depth) {
     skip_space(c);
     if (c->at >= c->n) return bad(c, "a value");
     switch (c->s[c->at]) {
-    case '{': return scan_members(c, depth, '}', true);
-    case '[': return scan_members(c, depth, ']', false);
-    case '"': return scan_string(c);
-    case 't': return scan_word(c, "true");
-    case 'f': return scan_word(c, "false");
-    case 'n': return scan_word(c, "null");
-    default: break;
+    case '{':
+        return scan_members(c, depth, '}', true);
+    case '[':
+        return scan_members(c, depth, ']', false);
+    case '"':
+        return scan_string(c);
+    case 't':
+        return scan_word(c, "true");
+    case 'f':
+        return scan_word(c, "false");
+    case 'n':
+        return scan_word(c, "null");
+    default:
+        break;
     }
     bool keep = false;
     size_t len = sp_json_scan_number(c->s + c->at, c->n - c->at, &keep);

@@ -7,8 +7,8 @@
 #include "runtime/base/str.h"
 
 typedef struct sp_json_facts {
-    int n_lexemes;  /* numbers that a double would not give back as written */
-    int n_nul;      /* escaped NULs inside strings */
+    int n_lexemes; /* numbers that a double would not give back as written */
+    int n_nul;     /* escaped NULs inside strings */
 } sp_json_facts;
 
 /** Errors: SP_E_FORMAT (what was seen, at which byte), SP_E_TOOLONG (nested deeper). */

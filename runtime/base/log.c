@@ -20,7 +20,9 @@ void sp_log_setup(const char *role, sp_log_level level, bool json) {
     as_json = json;
 }
 
-sp_log_level sp_log_get_level(void) { return shown; }
+sp_log_level sp_log_get_level(void) {
+    return shown;
+}
 
 sp_status sp_log_parse_level(const char *word, sp_log_level *out) {
     if (strcasecmp(word, "warning") == 0) word = "warn";
@@ -32,7 +34,9 @@ sp_status sp_log_parse_level(const char *word, sp_log_level *out) {
     return SP_E_INVALID;
 }
 
-void sp_log_request(const char *id) { request_id = id; }
+void sp_log_request(const char *id) {
+    request_id = id;
+}
 
 static void write_line(const char *line, size_t n) {
     /* One write a line, so that lines of several threads and processes do not mix. */

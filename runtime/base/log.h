@@ -27,7 +27,7 @@ void sp_log_request(const char *id);
 
 void sp_log_write(sp_log_level level, const char *part, const char *fmt, ...) SP_PRINTF(3, 4);
 
-#define sp_log_at(level, ...)                                                                      \
+#define sp_log_at(level, ...) \
     ((level) <= sp_log_get_level() ? sp_log_write((level), SP_LOG, __VA_ARGS__) : (void)0)
 #define sp_error(...) sp_log_at(SP_LOG_ERROR, __VA_ARGS__)
 #define sp_warn(...) sp_log_at(SP_LOG_WARN, __VA_ARGS__)

@@ -30,7 +30,9 @@ void *sp_alloc(size_t size) {
     return p;
 }
 
-void *sp_try_alloc(size_t size) { return should_fail() ? NULL : zeroed(size); }
+void *sp_try_alloc(size_t size) {
+    return should_fail() ? NULL : zeroed(size);
+}
 
 void *sp_try_alloc_array(size_t count, size_t size) {
     size_t total;
@@ -60,7 +62,9 @@ void *sp_alloc_aligned(size_t align, size_t size) {
     return p;
 }
 
-void sp_free(void *p) { free(p); }
+void sp_free(void *p) {
+    free(p);
+}
 
 char *sp_strndup(const char *s, size_t n) {
     char *copy = sp_alloc(n + 1);
@@ -68,10 +72,16 @@ char *sp_strndup(const char *s, size_t n) {
     return copy;
 }
 
-char *sp_strdup(const char *s) { return sp_strndup(s, strlen(s)); }
+char *sp_strdup(const char *s) {
+    return sp_strndup(s, strlen(s));
+}
 
-void sp_mem_fail_at(int64_t n) { atomic_store_explicit(&fail_in, n, memory_order_relaxed); }
-uint64_t sp_mem_count(void) { return atomic_load_explicit(&n_allocs, memory_order_relaxed); }
+void sp_mem_fail_at(int64_t n) {
+    atomic_store_explicit(&fail_in, n, memory_order_relaxed);
+}
+uint64_t sp_mem_count(void) {
+    return atomic_load_explicit(&n_allocs, memory_order_relaxed);
+}
 
 /* An arena is a list of chunks, newest first; a request larger than a chunk gets its own. */
 #define CHUNK_BYTES ((size_t)16 * 1024)

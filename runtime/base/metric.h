@@ -23,9 +23,9 @@ typedef struct sp_gauge {
 /** Cumulative histogram over fixed upper bounds. `bounds` is borrowed for ever (a static table). */
 typedef struct sp_histogram {
     const double *bounds;
-    int n_bounds; /* <= SP_METRIC_BUCKETS_MAX */
+    int n_bounds;                                        /* <= SP_METRIC_BUCKETS_MAX */
     _Atomic uint64_t buckets[SP_METRIC_BUCKETS_MAX + 1]; /* not cumulative; last is +Inf */
-    _Atomic uint64_t sum_micro; /* sum of values in millionths */
+    _Atomic uint64_t sum_micro;                          /* sum of values in millionths */
 } sp_histogram;
 
 void sp_counter_add(sp_counter *c, uint64_t n);

@@ -27,13 +27,19 @@ void sp_err_context(sp_err *err, const char *fmt, ...) {
     int n = vsnprintf(err->text, sizeof err->text, fmt, ap);
     va_end(ap);
     if (n < 0 || (size_t)n + 2 >= sizeof err->text) return;
-    snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", old);
+    char *at = err->text + n;
+    size_t room = sizeof err->text - (size_t)n - 3; /* ": " and the NUL */
+    size_t len = strnlen(old, sizeof old);
+    if (len > room) len = room;
+    memcpy(at, ": ", 2);
+    memcpy(at + 2, old, len);
+    at[2 + len] = 0;
 }
 
 const char *sp_status_name(sp_status st) {
     switch (st) {
-#define X(name, value, text, http)                                                                 \
-    case name:                                                                                     \
+#define X(name, value, text, http) \
+    case name: \
         return #name;
         SP_STATUS_LIST(X)
 #undef X
@@ -43,8 +49,8 @@ const char *sp_status_name(sp_status st) {
 
 const char *sp_status_text(sp_status st) {
     switch (st) {
-#define X(name, value, text, http)                                                                 \
-    case name:                                                                                     \
+#define X(name, value, text, http) \
+    case name: \
         return text;
         SP_STATUS_LIST(X)
 #undef X
@@ -54,8 +60,8 @@ const char *sp_status_text(sp_status st) {
 
 int sp_status_http(sp_status st) {
     switch (st) {
-#define X(name, value, text, http)                                                                 \
-    case name:                                                                                     \
+#define X(name, value, text, http) \
+    case name: \
         return http;
         SP_STATUS_LIST(X)
 #undef X

@@ -13,26 +13,26 @@
 #include <stddef.h>
 
 /* name, value, text, HTTP status */
-#define SP_STATUS_LIST(X)                                                                          \
-    X(SP_OK, 0, "ok", 200)                                                                         \
-    X(SP_AGAIN, 1, "try again", 200)                                                               \
-    X(SP_E_INVALID, -1, "invalid value", 400)                                                      \
-    X(SP_E_NOTFOUND, -2, "not found", 404)                                                         \
-    X(SP_E_DENIED, -3, "denied", 401)                                                              \
-    X(SP_E_LIMIT, -4, "limit reached", 429)                                                        \
-    X(SP_E_TOOLONG, -5, "too long", 413)                                                           \
-    X(SP_E_CANCELED, -6, "canceled", 499)                                                          \
-    X(SP_E_TIMEOUT, -7, "timed out", 503)                                                          \
-    X(SP_E_NOMEM, -8, "out of memory", 503)                                                        \
-    X(SP_E_FORMAT, -9, "bad format", 400)                                                          \
-    X(SP_E_UNSUPPORTED, -10, "not supported", 400)                                                 \
-    X(SP_E_IO, -11, "input or output failed", 500)                                                 \
-    X(SP_E_UNAVAILABLE, -12, "unavailable", 503)                                                   \
-    X(SP_E_CLOSED, -40, "peer closed the link", 500)                                               \
-    X(SP_E_PROTOCOL, -41, "bad frame", 500)                                                        \
-    X(SP_E_DEVICE, -60, "device failed", 500)                                                      \
-    X(SP_E_INTERNAL, -61, "internal error", 500)                                                   \
-    X(SP_E_PEER_LOST, -80, "peer lost", 500)                                                       \
+#define SP_STATUS_LIST(X) \
+    X(SP_OK, 0, "ok", 200) \
+    X(SP_AGAIN, 1, "try again", 200) \
+    X(SP_E_INVALID, -1, "invalid value", 400) \
+    X(SP_E_NOTFOUND, -2, "not found", 404) \
+    X(SP_E_DENIED, -3, "denied", 401) \
+    X(SP_E_LIMIT, -4, "limit reached", 429) \
+    X(SP_E_TOOLONG, -5, "too long", 413) \
+    X(SP_E_CANCELED, -6, "canceled", 499) \
+    X(SP_E_TIMEOUT, -7, "timed out", 503) \
+    X(SP_E_NOMEM, -8, "out of memory", 503) \
+    X(SP_E_FORMAT, -9, "bad format", 400) \
+    X(SP_E_UNSUPPORTED, -10, "not supported", 400) \
+    X(SP_E_IO, -11, "input or output failed", 500) \
+    X(SP_E_UNAVAILABLE, -12, "unavailable", 503) \
+    X(SP_E_CLOSED, -40, "peer closed the link", 500) \
+    X(SP_E_PROTOCOL, -41, "bad frame", 500) \
+    X(SP_E_DEVICE, -60, "device failed", 500) \
+    X(SP_E_INTERNAL, -61, "internal error", 500) \
+    X(SP_E_PEER_LOST, -80, "peer lost", 500) \
     X(SP_E_PLAN_STALE, -81, "plan is stale", 500)
 
 typedef enum sp_status {
@@ -58,10 +58,10 @@ typedef struct sp_err {
 #define SP_FAIL(err, code, ...) sp_err_set((err), (code), __FILE__, __LINE__, __VA_ARGS__)
 
 /** Returns from the calling function when `expr` is not SP_OK. The only control-flow macro. */
-#define SP_TRY(expr)                                                                               \
-    do {                                                                                           \
-        sp_status sp_try_status_ = (expr);                                                         \
-        if (sp_try_status_ != SP_OK) return sp_try_status_;                                        \
+#define SP_TRY(expr) \
+    do { \
+        sp_status sp_try_status_ = (expr); \
+        if (sp_try_status_ != SP_OK) return sp_try_status_; \
     } while (0)
 
 sp_status sp_err_set(sp_err *err, sp_status code, const char *file, int line, const char *fmt, ...)

@@ -30,7 +30,9 @@ uint64_t sp_hash_bytes(const void *p, size_t n) {
     return h;
 }
 
-void sp_buf_init(sp_buf *b, size_t limit_bytes) { *b = (sp_buf){.limit = limit_bytes}; }
+void sp_buf_init(sp_buf *b, size_t limit_bytes) {
+    *b = (sp_buf){.limit = limit_bytes};
+}
 
 void sp_buf_fini(sp_buf *b) {
     sp_free(b->ptr);
@@ -70,9 +72,15 @@ void sp_buf_put(sp_buf *b, const void *p, size_t n) {
     b->ptr[b->len] = 0;
 }
 
-void sp_buf_puts(sp_buf *b, const char *s) { sp_buf_put(b, s, strlen(s)); }
-void sp_buf_put_slice(sp_buf *b, sp_slice s) { sp_buf_put(b, s.ptr, s.len); }
-void sp_buf_putc(sp_buf *b, char c) { sp_buf_put(b, &c, 1); }
+void sp_buf_puts(sp_buf *b, const char *s) {
+    sp_buf_put(b, s, strlen(s));
+}
+void sp_buf_put_slice(sp_buf *b, sp_slice s) {
+    sp_buf_put(b, s.ptr, s.len);
+}
+void sp_buf_putc(sp_buf *b, char c) {
+    sp_buf_put(b, &c, 1);
+}
 
 void sp_buf_printf(sp_buf *b, const char *fmt, ...) {
     va_list ap;

@@ -25,7 +25,9 @@ static inline sp_slice sp_slice_of(const char *s) {
 static inline bool sp_slice_eq(sp_slice a, sp_slice b) {
     return a.len == b.len && (a.len == 0 || memcmp(a.ptr, b.ptr, a.len) == 0);
 }
-static inline bool sp_slice_is(sp_slice a, const char *s) { return sp_slice_eq(a, sp_slice_of(s)); }
+static inline bool sp_slice_is(sp_slice a, const char *s) {
+    return sp_slice_eq(a, sp_slice_of(s));
+}
 bool sp_slice_starts(sp_slice a, sp_slice prefix);
 bool sp_slice_ends(sp_slice a, sp_slice suffix);
 
@@ -50,7 +52,9 @@ void sp_buf_puts(sp_buf *b, const char *s);
 void sp_buf_put_slice(sp_buf *b, sp_slice s);
 void sp_buf_putc(sp_buf *b, char c);
 void sp_buf_printf(sp_buf *b, const char *fmt, ...) SP_PRINTF(2, 3);
-static inline sp_slice sp_buf_slice(const sp_buf *b) { return (sp_slice){b->ptr, b->len}; }
+static inline sp_slice sp_buf_slice(const sp_buf *b) {
+    return (sp_slice){b->ptr, b->len};
+}
 
 /** Strict decimal integer of the whole string (optional '-'). Errors: SP_E_INVALID. */
 SP_NODISCARD sp_status sp_parse_i64(sp_slice s, int64_t *out);

@@ -47,8 +47,12 @@ void sp_thread_join(sp_thread *t) {
     t->started = false;
 }
 
-const char *sp_thread_name(void) { return thread_name; }
-bool sp_thread_is(const char *name) { return strcmp(thread_name, name) == 0; }
+const char *sp_thread_name(void) {
+    return thread_name;
+}
+bool sp_thread_is(const char *name) {
+    return strcmp(thread_name, name) == 0;
+}
 
 struct sp_queue {
     pthread_mutex_t lock;
@@ -107,7 +111,8 @@ void *sp_queue_try_pop(sp_queue *q) {
 }
 
 void *sp_queue_pop(sp_queue *q, int64_t deadline_ns) {
-    struct timespec ts = {.tv_sec = deadline_ns / SP_NS_PER_S, .tv_nsec = deadline_ns % SP_NS_PER_S};
+    struct timespec ts = {.tv_sec = deadline_ns / SP_NS_PER_S,
+                          .tv_nsec = deadline_ns % SP_NS_PER_S};
     pthread_mutex_lock(&q->lock);
     int rc = 0;
     while (q->count == 0 && !q->closed && rc != ETIMEDOUT) {

@@ -18,7 +18,11 @@ typedef struct sp_arch {
     const char *ffn_norm, *gate, *up, *down;
     bool tie_default;
     /* Which biases exist: never, always, or as config.json's key says. */
-    enum sp_arch_bias { SP_BIAS_NO, SP_BIAS_YES, SP_BIAS_CONFIG } qkv_bias, o_bias, mlp_bias;
+    enum sp_arch_bias {
+        SP_BIAS_NO,
+        SP_BIAS_YES,
+        SP_BIAS_CONFIG
+    } qkv_bias, o_bias, mlp_bias;
 } sp_arch;
 
 /** The row of `desc`, with everything it asks for proven computable.
@@ -26,9 +30,18 @@ typedef struct sp_arch {
  * (quantization 'fp8', rope type 'yarn', activation 'relu', sliding window) by name. */
 SP_NODISCARD sp_status sp_arch_find(const sp_arch **out, const sp_model_desc *desc, sp_err *err);
 
+/** Writes every reason for which sp_arch_find() would refuse, at most `max`; returns how many. */
+int sp_arch_refusals(const sp_model_desc *desc, sp_err *out, int max);
+/** The names of the supported architectures, NULL-terminated. */
+const char *const *sp_arch_names(void);
+
 /** The activation by config.json's word. Errors: SP_E_UNSUPPORTED by name. */
 SP_NODISCARD sp_status sp_arch_act(sp_act *out, const sp_model_desc *desc, sp_err *err);
 
+/** Rotary dimensions: head_dim times the partial factor, cut to an integer as the references do. */
+int32_t sp_arch_rope_dims(const sp_model_desc *desc);
+/** Whether lm_head is the embedding: config.json's key, else the family's default. */
+bool sp_arch_is_tied(const sp_arch *arch, const sp_model_desc *desc);
 bool sp_arch_has_bias(enum sp_arch_bias which, bool config_says);
 /** Writes "model.layers.7.self_attn.q_proj.weight" for pattern, layer and suffix. */
 const char *sp_arch_name(char *out, size_t n, const char *pattern, int layer, const char *suffix);

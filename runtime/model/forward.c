@@ -1,0 +1,165 @@
+#include "runtime/model/forward.h"
+
+#include "kernels/rope.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/mem.h"
+#include "runtime/model/attn.h"
+#include "runtime/model/ffn.h"
+#include "runtime/model/mat.h"
+#include "runtime/model/plan.h"
+
+#include <math.h>
+
+static void *take(sp_stage *s, size_t rows, size_t cols) {
+    return s->dev->ops->alloc(s->dev, rows * cols * sizeof(float));
+}
+
+static void give(sp_stage *s, float *p, size_t rows, size_t cols) {
+    if (p) s->dev->ops->free(s->dev, p, rows * cols * sizeof(float));
+}
+
+typedef struct scratch_row {
+    float **at;
+    size_t rows, cols;
+} scratch_row;
+
+#define SCRATCH_ROWS 9
+static void list_scratch(sp_stage *s, scratch_row rows[SCRATCH_ROWS]) {
+    size_t T = (size_t)s->config.max_tokens, R = (size_t)s->config.max_rows;
+    size_t E = (size_t)s->hidden, D = (size_t)s->head_dim, F = (size_t)s->ffn;
+    size_t H = (size_t)s->n_heads, K = (size_t)s->n_kv_heads;
+    const scratch_row list[SCRATCH_ROWS] = {
+        {&s->x, T, E},        {&s->normed, T, E},      {&s->qkv, T, (H + 2 * K) * D},
+        {&s->attn, T, H * D}, {&s->gate_up, T, 2 * F}, {&s->act_out, T, F},
+        {&s->partial, T, E},  {&s->last, 2 * R, E},    {&s->logits, R, (size_t)s->vocab},
+    };
+    memcpy(rows, list, sizeof list);
+}
+
+static sp_status take_scratch(sp_stage *s, sp_err *err) {
+    scratch_row rows[SCRATCH_ROWS];
+    list_scratch(s, rows);
+    for (int i = 0; i < SCRATCH_ROWS; i++) {
+        *rows[i].at = take(s, rows[i].rows, rows[i].cols);
+        if (!*rows[i].at)
+            return SP_FAIL(err, SP_E_NOMEM, "no device memory for [%zu,%zu] activations",
+                           rows[i].rows, rows[i].cols);
+    }
+    return SP_OK;
+}
+
+static sp_rope_params rope_params(const sp_model_desc *d) {
+    return (sp_rope_params){
+        .dims = (int32_t)(d->head_dim * d->rope.partial_rotary_factor),
+        .theta = d->rope.theta,
+        .type = d->rope.type == SP_ROPE_LLAMA3   ? SP_ROPE_SCALE_LLAMA3
+                : d->rope.type == SP_ROPE_LINEAR ? SP_ROPE_SCALE_LINEAR
+                                                 : SP_ROPE_SCALE_NONE,
+        .factor = d->rope.factor,
+        .low_freq_factor = d->rope.low_freq_factor,
+        .high_freq_factor = d->rope.high_freq_factor,
+        .original_max_positions = d->rope.original_max_positions,
+    };
+}
+
+static sp_status take_rope(sp_stage *s, const sp_model_desc *d, sp_err *err) {
+    sp_rope_params p = rope_params(d);
+    size_t n = (size_t)s->config.max_model_len, half = (size_t)p.dims / 2;
+    float *cos_table = take(s, n, half), *sin_table = take(s, n, half);
+    s->rope = (sp_rope_table){cos_table, sin_table, s->config.max_model_len, p.dims, false};
+    if (!cos_table || !sin_table)
+        return SP_FAIL(err, SP_E_NOMEM, "no device memory for rope tables of %zu positions", n);
+    sp_rope_fill(&p, s->config.max_model_len, cos_table, sin_table);
+    return SP_OK;
+}
+
+static sp_status take_kv(sp_stage *s, sp_err *err) {
+    sp_kv_layout layout = sp_kv_layout_of(s->n_layers, s->n_kv_heads, s->head_dim,
+                                          s->config.block_tokens, s->config.kv_dtype);
+    s->block_bytes = layout.block_bytes;
+    s->layer_bytes = layout.layer_bytes;
+    s->kv_bytes = s->block_bytes * (size_t)s->config.n_blocks;
+    s->kv = s->dev->ops->alloc(s->dev, s->kv_bytes);
+    if (!s->kv)
+        return SP_FAIL(err, SP_E_NOMEM, "no device memory for %d KV blocks of %zu bytes",
+                       s->config.n_blocks, s->block_bytes);
+    return SP_OK;
+}
+
+sp_status sp_stage_open(sp_stage **out, sp_dev *dev, const sp_model_dir *dir,
+                        const sp_model_desc *desc, const sp_arch *arch,
+                        const sp_stage_config *config, sp_load_progress *progress, void *ctx,
+                        sp_err *err) {
+    sp_act act;
+    SP_TRY(sp_arch_act(&act, desc, err));
+    sp_stage *s = sp_alloc(sizeof *s);
+    *s = (sp_stage){
+        .dev = dev,
+        .config = *config,
+        .hidden = desc->hidden,
+        .n_heads = desc->n_heads,
+        .n_kv_heads = desc->n_kv_heads,
+        .head_dim = desc->head_dim,
+        .ffn = desc->intermediate,
+        .vocab = desc->vocab,
+        .n_layers = desc->n_layers,
+        .eps = (float)desc->norm_eps,
+        .scale = (float)(1.0 / sqrt((double)desc->head_dim)),
+        .act = act,
+    };
+    sp_status st = sp_weights_load(&s->weights, dev, dir, desc, arch, progress, ctx, err);
+    if (st == SP_OK) st = take_scratch(s, err);
+    if (st == SP_OK) st = take_rope(s, desc, err);
+    if (st == SP_OK) st = take_kv(s, err);
+    if (st != SP_OK) {
+        sp_stage_close(s);
+        return st;
+    }
+    *out = s;
+    return SP_OK;
+}
+
+void sp_stage_close(sp_stage *s) {
+    if (!s) return;
+    if (s->kv) s->dev->ops->free(s->dev, s->kv, s->kv_bytes);
+    size_t n = (size_t)s->rope.n_positions, half = (size_t)s->rope.dims / 2;
+    give(s, (float *)s->rope.cos, n, half);
+    give(s, (float *)s->rope.sin, n, half);
+    scratch_row rows[SCRATCH_ROWS];
+    list_scratch(s, rows);
+    for (int i = 0; i < SCRATCH_ROWS; i++) give(s, *rows[i].at, rows[i].rows, rows[i].cols);
+    sp_weights_unload(&s->weights);
+    sp_free(s);
+}
+
+/* The last norm and the vocabulary, for the wanted rows alone. */
+static void head(sp_stage *s, const sp_batch *b, const float *bias) {
+    const sp_dev_ops *ops = s->dev->ops;
+    int32_t T = b->n_tokens, R = b->n_rows, E = s->hidden;
+    float *rest = s->last + (size_t)s->config.max_rows * (size_t)E;
+    sp_mat x = sp_mat_of(s->last, R, E), partial = sp_mat_of(rest, R, E);
+    sp_mat normed = sp_mat_of(s->normed, R, E);
+    ops->gather_rows(s->dev, x, sp_mat_of(s->x, T, E), b->rows);
+    ops->gather_rows(s->dev, partial, sp_mat_of(s->partial, T, E), b->rows);
+    ops->add_rmsnorm(s->dev, normed, x, partial, bias, s->weights.final_norm, s->eps);
+    ops->gemm(s->dev, sp_mat_of(s->logits, R, s->vocab), normed, s->weights.head, NULL);
+}
+
+sp_status sp_stage_forward(sp_stage *s, const sp_batch *b, float **logits, sp_err *err) {
+    SP_ASSERT(b->n_tokens > 0 && b->n_tokens <= s->config.max_tokens);
+    SP_ASSERT(b->n_rows <= s->config.max_rows);
+    const float *bias = NULL;
+    sp_mat partial = {0};
+    s->dev->ops->embed(s->dev, sp_mat_of(s->x, b->n_tokens, s->hidden), s->weights.embed, b->ids);
+    for (int l = 0; l < s->n_layers; l++) {
+        const sp_layer_weights *w = &s->weights.layers[l];
+        sp_attn(s, w, l, b, partial, bias);
+        sp_ffn(s, w, b, w->o_bias);
+        partial = sp_mat_of(s->partial, b->n_tokens, s->hidden);
+        bias = w->down_bias;
+    }
+    if (b->n_rows > 0) head(s, b, bias);
+    SP_TRY(s->dev->ops->poll(s->dev, s->dev->ops->submit(s->dev), SP_NEVER, err));
+    *logits = b->n_rows > 0 ? s->logits : NULL;
+    return SP_OK;
+}
