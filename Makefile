@@ -59,8 +59,8 @@ test: ## builds and runs everything that ./test runs, without installing anythin
 	@tests/run_tests.sh
 unit: $(TESTS) ## runs the unit tests of this MODE
 	@tests/run_unit.sh $B
-run: all ## builds and serves the demo model
-	@tests/../run --no-install
+run: ## builds and serves the demo model
+	@./run --no-install
 bench: all ## the speeds and sizes, as ratios (benchmarks, not tests)
 	@tests/bench.sh
 debug asan tsan: ; @$(MAKE) --no-print-directory MODE=$@ tests

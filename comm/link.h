@@ -95,5 +95,8 @@ SP_NODISCARD sp_status sp_link_send(sp_link *l, sp_frame_type type, const sp_pie
  * Errors: SP_E_CLOSED; SP_E_PROTOCOL (says which rule was broken; the link is then useless). */
 SP_NODISCARD sp_status sp_link_recv(sp_link *l, sp_frame *out, int64_t deadline_ns, sp_err *err);
 
+/** Frames dropped so far because their term or epoch was below ours. Any thread. */
+uint64_t sp_link_stale_count(const sp_link *l);
+
 /** Makes a waiting or the next sp_link_recv() on this side return SP_AGAIN. Any thread, lock-free. */
 void sp_link_wake(sp_link *l);

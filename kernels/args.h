@@ -62,6 +62,21 @@ typedef struct sp_kv_view {
     sp_dtype dtype;       /* F32, F16 or BF16 */
 } sp_kv_view;
 
+/** Bytes of one key or value row of one head, and from a key row to its value row. */
+static inline size_t sp_kv_row_bytes(const sp_kv_view *kv) {
+    return (size_t)kv->head_dim * (size_t)sp_dtype_bits(kv->dtype) / 8;
+}
+static inline size_t sp_kv_v_offset(const sp_kv_view *kv) {
+    return (size_t)kv->n_kv_heads * (size_t)kv->block_tokens * sp_kv_row_bytes(kv);
+}
+/** The key row of position `pos` and kv head `head` of a sequence with block table `blocks`. */
+static inline unsigned char *sp_kv_k_row(const sp_kv_view *kv, const int32_t *blocks, int32_t head,
+                                         int32_t pos) {
+    const size_t block = (size_t)blocks[pos / kv->block_tokens];
+    const size_t row = (size_t)head * (size_t)kv->block_tokens + (size_t)(pos % kv->block_tokens);
+    return kv->base + block * kv->block_bytes + kv->layer_offset + row * sp_kv_row_bytes(kv);
+}
+
 /** The rows of one sequence in a step: rows row0..row0+n_rows-1 of the activations are its
  * positions pos0..pos0+n_rows-1. blocks[p / B] is the block of position p. */
 typedef struct sp_seq_rows {
@@ -103,5 +118,7 @@ typedef struct sp_attn_args {
 
 /** Absolute positions of one attention split (same bits: contract 5). */
 #define SP_ATTN_SPLIT 256
+/** Largest head dimension of attend(). */
+#define SP_HEAD_DIM_MAX 512
 /** Outputs of one packed tile, and virtual lanes of every reduction. */
 #define SP_LANES 16

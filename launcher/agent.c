@@ -52,14 +52,15 @@ static sp_status spawn(child *c, char *const *argv, sp_err *err) {
 }
 
 static sp_status start_children(agent *a, int argc, char **argv, sp_err *err) {
-    char fd_text[16];
+    char fd_text[16], rank_title[] = "superpod: rank 0", rank_word[] = "internal-rank";
+    char head_title[] = "superpod: head", head_word[] = "internal-head";
     snprintf(fd_text, sizeof fd_text, "%d", a->ring_fd);
-    char *rank_argv[] = {"superpod: rank 0", "internal-rank", fd_text, NULL};
+    char *rank_argv[] = {rank_title, rank_word, fd_text, NULL};
     SP_TRY(spawn(&a->rank, rank_argv, err));
 
     char **head_argv = sp_alloc((size_t)(argc + 4) * sizeof *head_argv);
-    head_argv[0] = "superpod: head";
-    head_argv[1] = "internal-head";
+    head_argv[0] = head_title;
+    head_argv[1] = head_word;
     head_argv[2] = fd_text;
     for (int i = 0; i < argc; i++) head_argv[3 + i] = argv[i];
     sp_status st = spawn(&a->head, head_argv, err);

@@ -2,6 +2,7 @@
 
 #include "launcher/model.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 #include "runtime/gen/sampler.h"
 #include "runtime/model/forward.h"
@@ -17,7 +18,7 @@ typedef struct bench {
     sp_model model;
     sp_dev dev;
     sp_model_dir *dir;
-    sp_stage *stage;
+    sp_forward *stage;
     sp_sampler *sampler;
     /* of the batch: S sequences, each with a table of its own blocks */
     int32_t n, blocks_each;
@@ -51,7 +52,7 @@ static sp_status open_bench(bench *b, sp_err *err) {
     SP_TRY(take_batch(b, err));
     SP_TRY(sp_dev_open(&b->dev, &dc, err));
     SP_TRY(sp_model_dir_open(&b->dir, b->model.dir, err));
-    sp_stage_config sc = {
+    sp_forward_config sc = {
         .max_tokens = b->n > PROMPT_TOKENS ? b->n : PROMPT_TOKENS,
         .max_rows = b->n,
         .max_model_len = b->model.max_model_len,
@@ -59,15 +60,15 @@ static sp_status open_bench(bench *b, sp_err *err) {
         .n_blocks = b->n * b->blocks_each,
         .kv_dtype = b->model.plan.kv.dtype,
     };
-    SP_TRY(sp_stage_open(&b->stage, &b->dev, b->dir, &b->model.desc, b->model.arch, &sc, NULL, NULL,
-                         err));
+    SP_TRY(sp_forward_open(&b->stage, &b->dev, b->dir, &b->model.desc, b->model.arch, &sc, NULL,
+                           NULL, err));
     b->sampler = sp_sampler_create(b->model.desc.vocab);
     return SP_OK;
 }
 
 static void close_bench(bench *b) {
     sp_sampler_destroy(b->sampler);
-    sp_stage_close(b->stage);
+    sp_forward_close(b->stage);
     sp_model_dir_close(b->dir);
     if (b->dev.ops) sp_dev_close(&b->dev);
     sp_model_fini(&b->model);
@@ -81,14 +82,14 @@ static void close_bench(bench *b) {
 /* Prompts differ from sequence to sequence, so that no row is another's copy. */
 static sp_status prefill(bench *b, sp_err *err) {
     int32_t ids[PROMPT_TOKENS];
-    float *logits;
+    const float *logits;
     for (int32_t s = 0; s < b->n; s++) {
         for (int32_t t = 0; t < PROMPT_TOKENS; t++)
             ids[t] = (int32_t)(((uint32_t)(s * PROMPT_TOKENS + t) * 2654435761u >> 8) %
                                (uint32_t)b->model.desc.vocab);
         sp_seq_rows seq = {0, PROMPT_TOKENS, 0, b->blocks + (size_t)s * (size_t)b->blocks_each};
         sp_batch batch = {.ids = ids, .n_tokens = PROMPT_TOKENS, .seqs = &seq, .n_seqs = 1};
-        SP_TRY(sp_stage_forward(b->stage, &batch, &logits, err));
+        SP_TRY(sp_forward_run(b->stage, &batch, &logits, err));
         b->ids[s] = ids[0];
     }
     return SP_OK;
@@ -100,8 +101,8 @@ static sp_status decode_step(bench *b, int32_t position, sp_err *err) {
         b->seqs[s] = (sp_seq_rows){s, 1, position, b->blocks + (size_t)s * (size_t)b->blocks_each};
     }
     sp_batch batch = {b->ids, b->n, b->seqs, b->n, b->rows, b->n};
-    float *logits;
-    SP_TRY(sp_stage_forward(b->stage, &batch, &logits, err));
+    const float *logits;
+    SP_TRY(sp_forward_run(b->stage, &batch, &logits, err));
     sp_gen_params greedy = SP_GEN_PARAMS_DEFAULT;
     greedy.temperature = 0;
     for (int32_t s = 0; s < b->n; s++) {
@@ -155,6 +156,8 @@ int sp_bench_step(int argc, char **argv) {
         sp_config_help(SP_CMD_STEP, stdout);
         return SP_EXIT_OK;
     }
+    sp_log_level level = SP_LOG_WARN;
+    if (sp_log_parse_level(config.log_level, &level) == SP_OK) sp_log_setup("bench", level, false);
     bench b = {.config = &config};
     sp_status st = open_bench(&b, &err);
     if (st == SP_OK) st = run_bench(&b, &err);

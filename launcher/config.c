@@ -58,7 +58,7 @@ static const row rows[] = {
     {"pin-threads", NULL, BOOL, AT(pin), "false", 0, 0, ALL, "bind each compute thread to a core"},
     {"block-size", NULL, INT, AT(block_size), "16", 8, 128, ALL, "tokens of a KV block"},
     {"kv-cache-dtype", NULL, STR, AT(kv_cache_dtype), "auto", 0, 0, ALL, "auto, f32, f16 or bf16"},
-    {"max-num-seqs", NULL, INT, AT(max_num_seqs), "256", 1, 4096, ALL,
+    {"max-num-seqs", NULL, INT, AT(max_num_seqs), "64", 1, 4096, ALL,
      "sequences that run together"},
     {"max-num-batched-tokens", NULL, INT, AT(max_num_batched_tokens), "512", 1, 65536, ALL,
      "tokens of one step: the chunk of a long prompt"},
@@ -111,7 +111,7 @@ static const row rows[] = {
      "least probability, of the largest one; -1: the model's own default"},
     {"repetition-penalty", NULL, REAL, AT(repetition_penalty), "-1", -1, 100, GEN,
      "above 1 repeats less; -1: the model's own default"},
-    {"seed", NULL, INT, AT(seed), "-1", -1, 9e15, HTTP | GEN,
+    {"seed", NULL, INT, AT(seed), "-1", -1, 9e15, GEN,
      "seed of draws; -1: a fresh one for each request"},
     {"ignore-eos", NULL, BOOL, AT(ignore_eos), "false", 0, 0, GEN,
      "go on past the model's end token"},
@@ -120,7 +120,10 @@ static const row rows[] = {
     {"steps", NULL, INT, AT(steps), "200", 1, 1 << 20, SP_CMD_STEP, "decode steps to time"},
     {"batch", NULL, INT, AT(batch), "1", 1, 4096, SP_CMD_STEP, "sequences of a step"},
 
-    {"log-level", NULL, STR, AT(log_level), "info", 0, 0, ALL, "error, warn, info, debug or trace"},
+    {"log-level", NULL, STR, AT(log_level), "info", 0, 0, HTTP,
+     "error, warn, info, debug or trace"},
+    {"log-level", NULL, STR, AT(log_level), "warn", 0, 0, FEED | SP_CMD_STEP,
+     "error, warn, info, debug or trace"},
     {"log-format", NULL, STR, AT(log_format), "text", 0, 0, ALL, "text or json"},
     {"quiet", "q", BOOL, AT(quiet), "false", 0, 0, ALL, "no progress, no start-up lines"},
 };
@@ -212,9 +215,14 @@ static sp_status set_value(sp_config *c, const row *r, const char *text, sp_err 
     return SP_E_INTERNAL;
 }
 
+/* All rows, so that no field is unset; then the command's own, whose defaults win. */
 static sp_status set_defaults(sp_config *c, sp_err *err) {
-    for (size_t i = 0; i < SP_LEN(rows); i++)
-        if (rows[i].fallback) SP_TRY(set_value(c, &rows[i], rows[i].fallback, err));
+    for (int own = 0; own < 2; own++)
+        for (size_t i = 0; i < SP_LEN(rows); i++) {
+            const row *r = &rows[i];
+            if (r->fallback && (!own || (r->commands & (int)c->command)))
+                SP_TRY(set_value(c, r, r->fallback, err));
+        }
     return SP_OK;
 }
 
@@ -259,7 +267,8 @@ static sp_status from_yaml(void *ctx, const char *key, const char *const *values
     if (n_values != 1 && r->kind != LIST)
         return SP_FAIL(err, SP_E_INVALID, "option '%s': want one value, got a list", r->name);
     if (r->kind == LIST) *(sp_list *)field(c, r) = (sp_list){0};
-    for (int i = 0; i < n_values; i++) SP_TRY(set_value(c, r, sp_arena_strndup(&c->strings, values[i], strlen(values[i])), err));
+    for (int i = 0; i < n_values; i++)
+        SP_TRY(set_value(c, r, sp_arena_strndup(&c->strings, values[i], strlen(values[i])), err));
     return SP_OK;
 }
 
@@ -392,7 +401,9 @@ sp_status sp_config_parse(sp_config *out, sp_command command, int argc, char **a
     return SP_OK;
 }
 
-void sp_config_fini(sp_config *c) { sp_arena_fini(&c->strings); }
+void sp_config_fini(sp_config *c) {
+    sp_arena_fini(&c->strings);
+}
 
 void sp_config_help(sp_command command, FILE *to) {
     for (size_t i = 0; i < SP_LEN(rows); i++) {

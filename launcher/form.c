@@ -31,6 +31,7 @@ static const form_row rows[] = {
     NUMBER_ROW(max_model_len, 1, 1 << 24),
     NUMBER_ROW(max_num_seqs, 1, 1 << 16),
     NUMBER_ROW(max_batched_tokens, 1, 1 << 20),
+    NUMBER_ROW(max_step_rows, 1, 1 << 20),
     FLAG_ROW(pin),
     FLAG_ROW(log_json),
 };

@@ -12,6 +12,7 @@ typedef struct sp_form {
     char model_dir[4096];
     char backend[32], kv_dtype[16], log_level[16];
     int64_t threads, block_tokens, n_blocks, max_model_len, max_num_seqs, max_batched_tokens;
+    int64_t max_step_rows; /* logits rows of one step */
     bool pin, log_json;
 } sp_form;
 

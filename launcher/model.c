@@ -1,12 +1,17 @@
 #include "launcher/model.h"
 
+#include "kernels/dev.h"
 #include "runtime/base/mem.h"
 #include "runtime/format/model_dir.h"
 
-static sp_status plan_model(sp_model *m, const sp_config *c, sp_err *err) {
+/* The tensors' own types count, not what config.json says of them. */
+static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir *dir, sp_err *err) {
     sp_plan_request req = {
         .desc = &m->desc,
         .arch = m->arch,
+        .dir = dir,
+        .max_rows = (int32_t)c->max_num_seqs,
+        .packed = sp_dev_cpu.packed_bytes,
         .tp = (int32_t)c->tp,
         .pp = (int32_t)c->pp,
         .block_tokens = (int32_t)c->block_size,
@@ -31,7 +36,10 @@ sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
     SP_TRY(sp_model_resolve(&m.dir, config->model, err));
     sp_status st = sp_model_desc_load(&m.desc, m.dir, err);
     if (st == SP_OK) st = sp_arch_find(&m.arch, &m.desc, err);
-    if (st == SP_OK) st = plan_model(&m, config, err);
+    sp_model_dir *tensors = NULL;
+    if (st == SP_OK) st = sp_model_dir_open(&tensors, m.dir, err);
+    if (st == SP_OK) st = plan_model(&m, config, tensors, err);
+    sp_model_dir_close(tensors);
     if (st != SP_OK) {
         sp_model_fini(&m);
         return st;

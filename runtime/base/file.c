@@ -10,7 +10,8 @@
 #include <unistd.h>
 
 static sp_status open_regular(int *fd, struct stat *sb, const char *path, sp_err *err) {
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Not blocking: a FIFO without a writer would hold us for ever; regular files do not care. */
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*fd < 0)
         return SP_FAIL(err, errno == ENOENT || errno == ENOTDIR ? SP_E_NOTFOUND : SP_E_IO,
                        "'%s': %s", path, strerror(errno));

@@ -53,6 +53,16 @@ static int by_key(const void *a, const void *b) {
     return strcmp((*(const cJSON *const *)a)->string, (*(const cJSON *const *)b)->string);
 }
 
+/* A message is one line, whatever the key holds. */
+static sp_status say_duplicate(const char *key, sp_err *err) {
+    char clean[100];
+    size_t n = 0;
+    for (; key[n] && n + 1 < sizeof clean; n++)
+        clean[n] = (unsigned char)key[n] < 0x20 ? '?' : key[n];
+    clean[n] = 0;
+    return SP_FAIL(err, SP_E_FORMAT, "JSON key '%s' comes twice in one object", clean);
+}
+
 static sp_status refuse_duplicates(const cJSON *object, sp_err *err) {
     size_t n = (size_t)cJSON_GetArraySize(object), i = 0;
     if (n < 2) return SP_OK;
@@ -63,8 +73,7 @@ static sp_status refuse_duplicates(const cJSON *object, sp_err *err) {
     sp_status st = SP_OK;
     for (i = 1; i < n && st == SP_OK; i++)
         if (strcmp(keys[i - 1]->string, keys[i]->string) == 0)
-            st = SP_FAIL(err, SP_E_FORMAT, "JSON key '%.100s' comes twice in one object",
-                         keys[i]->string);
+            st = say_duplicate(keys[i]->string, err);
     sp_free(keys);
     return st;
 }

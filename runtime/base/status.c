@@ -5,9 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-sp_status sp_err_set(sp_err *err, sp_status code, const char *file, int line, const char *fmt,
-                     ...) {
-    if (!err) return code;
+void sp_err_set(sp_err *err, sp_status code, const char *file, int line, const char *fmt, ...) {
+    if (!err) return;
     err->code = code;
     err->file = file;
     err->line = line;
@@ -15,7 +14,6 @@ sp_status sp_err_set(sp_err *err, sp_status code, const char *file, int line, co
     va_start(ap, fmt);
     vsnprintf(err->text, sizeof err->text, fmt, ap);
     va_end(ap);
-    return code;
 }
 
 void sp_err_context(sp_err *err, const char *fmt, ...) {

@@ -54,8 +54,14 @@ typedef struct sp_err {
     char text[240];
 } sp_err;
 
-/** Fills `err` (when not NULL) and returns `code`. */
-#define SP_FAIL(err, code, ...) sp_err_set((err), (code), __FILE__, __LINE__, __VA_ARGS__)
+/** Fills `err` (when not NULL); its value is `code`, as a constant where that is one, so that the
+ * compiler sees that a failing path has not written its outputs. */
+#define SP_FAIL(err, code, ...) \
+    __extension__({ \
+        sp_status sp_fail_code_ = (code); \
+        sp_err_set((err), sp_fail_code_, __FILE__, __LINE__, __VA_ARGS__); \
+        sp_fail_code_; \
+    })
 
 /** Returns from the calling function when `expr` is not SP_OK. The only control-flow macro. */
 #define SP_TRY(expr) \
@@ -64,7 +70,7 @@ typedef struct sp_err {
         if (sp_try_status_ != SP_OK) return sp_try_status_; \
     } while (0)
 
-sp_status sp_err_set(sp_err *err, sp_status code, const char *file, int line, const char *fmt, ...)
+void sp_err_set(sp_err *err, sp_status code, const char *file, int line, const char *fmt, ...)
     SP_PRINTF(5, 6);
 
 /** Puts "<words>: " before the text of `err`, to say what a caller was doing. */

@@ -35,9 +35,9 @@ typedef struct sp_token_logprobs { /* of one position */
 
 #define SP_EVENT_TOKENS_MAX 8
 typedef struct sp_event {
-    void *user;      /* as submitted */
-    uint64_t id;     /* as sp_engine_submit() gave it */
-    int32_t choice;  /* 0..n-1 */
+    void *user;     /* as submitted */
+    uint64_t id;    /* as sp_engine_submit() gave it */
+    int32_t choice; /* 0..n-1 */
     int32_t n_tokens;
     int32_t tokens[SP_EVENT_TOKENS_MAX];
     /* One a token when asked for, else NULL. Owned by the event: sp_event_release(). */
@@ -50,8 +50,8 @@ typedef struct sp_event {
     int32_t n_vocab, logits_position;
     int32_t n_cached; /* prompt tokens found in the prefix cache; on the first event */
     sp_finish finish;
-    int32_t stop_id;  /* with SP_FINISH_STOP: the stop id, -1 for EOS */
-    sp_status error;  /* with SP_FINISH_ERROR */
+    int32_t stop_id; /* with SP_FINISH_STOP: the stop id, -1 for EOS */
+    sp_status error; /* with SP_FINISH_ERROR */
     char error_text[120];
 } sp_event;
 
@@ -59,12 +59,12 @@ void sp_event_release(sp_event *ev); /* frees what the event owns */
 
 typedef struct sp_engine_request {
     void *user;
-    const int32_t *prompt; /* copied */
-    int32_t n_prompt;      /* >= 1 */
+    const int32_t *prompt;       /* copied */
+    int32_t n_prompt;            /* >= 1 */
     const sp_gen_params *params; /* deep-copied */
-    int64_t deadline_ns;   /* sp_now_ns() clock; SP_NEVER for none */
-    int32_t priority;      /* lower first; 0 */
-    const char *cache_salt; /* NULL: shared prefix cache */
+    int64_t deadline_ns;         /* sp_now_ns() clock; SP_NEVER for none */
+    int32_t priority;            /* lower first; 0 */
+    const char *cache_salt;      /* NULL: shared prefix cache */
 } sp_engine_request;
 
 /** Queues a request. params->max_tokens is cut so that prompt and output fit max_model_len.
@@ -105,7 +105,7 @@ sp_engine_info sp_engine_get_info(const sp_engine *e);
 typedef struct sp_engine_metrics {
     sp_gauge running, waiting, blocks_used, blocks_total;
     sp_counter preemptions, prompt_tokens, prompt_tokens_cached, generation_tokens;
-    sp_counter prefix_queries, prefix_hits; /* in tokens */
+    sp_counter prefix_queries, prefix_hits;   /* in tokens */
     sp_counter finished[SP_FINISH_ERROR + 1]; /* by sp_finish, a choice each */
     sp_counter steps, engine_cpu_ns;          /* engine thread CPU time spent on steps */
     sp_histogram ttft_s, itl_s, e2e_s, queue_s, inference_s, prefill_s, decode_s, tpot_s;

@@ -1,7 +1,9 @@
 /* runtime/format/model_desc.h - config.json and generation_config.json as one plain struct.
  *
  * As published and as transformers 5 writes them (rope_parameters, dtype). What family means what
- * is runtime/model/arch.h's business: this file reads keys, checks ranges, and keeps the words.
+ * is runtime/model/arch.h's business: this file reads keys, checks ranges, and keeps the words. So
+ * a key that is absent stays 0 or "" here (families name their sizes differently), and arch.h
+ * refuses what its family cannot do without.
  *
  * Thread: plain data. */
 #pragma once
@@ -20,6 +22,7 @@ typedef enum sp_rope_type {
     SP_ROPE_DYNAMIC, /* read; arch.h refuses what it cannot compute, by name */
     SP_ROPE_YARN,
     SP_ROPE_LONGROPE,
+    SP_ROPE_OTHER, /* type_name says which */
 } sp_rope_type;
 
 typedef struct sp_rope_desc {
@@ -28,6 +31,8 @@ typedef struct sp_rope_desc {
     double factor, low_freq_factor, high_freq_factor;
     int32_t original_max_positions;
     double partial_rotary_factor; /* 1: all of the head */
+    char type_name[32];           /* as written, "default" when absent */
+    bool by_layer_type; /* one set of parameters a layer type; full attention's are read */
 } sp_rope_desc;
 
 typedef struct sp_model_desc {
@@ -41,13 +46,14 @@ typedef struct sp_model_desc {
     sp_rope_desc rope;
     bool attention_bias, mlp_bias;
     bool tie_embeddings;
-    bool has_tie_key;   /* the family's default applies when not */
+    bool has_tie_key;       /* the family's default applies when not */
     int32_t sliding_window; /* 0: none in effect */
-    sp_dtype dtype;     /* torch_dtype / dtype; F32 when absent */
-    int32_t bos_id;     /* -1: none */
-    int32_t n_eos;      /* union of both files, config.json's first id is the primary */
+    char layer_type[32];    /* of layer_types: the first that is no full attention; "" */
+    sp_dtype dtype;         /* torch_dtype / dtype; F32 when absent */
+    int32_t bos_id;         /* -1: none */
+    int32_t n_eos;          /* union of both files, config.json's first id is the primary */
     int32_t eos[SP_EOS_MAX];
-    int32_t pad_id;     /* -1: none */
+    int32_t pad_id;        /* -1: none */
     char quant_method[32]; /* "" when not quantised */
 
     /* generation_config.json: defaults of a server; NAN or -1 when the file does not say. */

@@ -52,11 +52,11 @@ typedef struct sp_gen_params {
     int32_t n_bad_words_ints;
 } sp_gen_params;
 
-#define SP_GEN_PARAMS_DEFAULT                                                                      \
-    ((sp_gen_params){.temperature = 1.0f,                                                          \
-                     .top_p = 1.0f,                                                                \
-                     .repetition_penalty = 1.0f,                                                   \
-                     .n = 1,                                                                       \
-                     .max_tokens = 16,                                                             \
-                     .n_logprobs = -1,                                                             \
+#define SP_GEN_PARAMS_DEFAULT \
+    ((sp_gen_params){.temperature = 1.0f, \
+                     .top_p = 1.0f, \
+                     .repetition_penalty = 1.0f, \
+                     .n = 1, \
+                     .max_tokens = 16, \
+                     .n_logprobs = -1, \
                      .n_prompt_logprobs = -1})

@@ -24,10 +24,10 @@ typedef struct sp_top_logprob {
 
 typedef struct sp_sample {
     int32_t id;
-    float logprob;                            /* of id, raw; valid when params.n_logprobs >= 0 */
-    int32_t rank;                             /* 1 = most likely; valid with logprobs */
-    int32_t n_top;                            /* entries of top */
-    sp_top_logprob top[SP_LOGPROBS_MAX];      /* most likely first */
+    float logprob;                       /* of id, raw; valid when params.n_logprobs >= 0 */
+    int32_t rank;                        /* 1 = most likely; valid with logprobs */
+    int32_t n_top;                       /* entries of top */
+    sp_top_logprob top[SP_LOGPROBS_MAX]; /* most likely first */
 } sp_sample;
 
 /** What a draw looks at. Everything is borrowed for the call. */

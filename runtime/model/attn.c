@@ -2,7 +2,7 @@
 
 #include "runtime/model/mat.h"
 
-static sp_kv_view layer_kv(const sp_stage *s, int layer) {
+static sp_kv_view layer_kv(const sp_forward *s, int layer) {
     return (sp_kv_view){
         .base = s->kv,
         .block_bytes = s->block_bytes,
@@ -14,7 +14,7 @@ static sp_kv_view layer_kv(const sp_stage *s, int layer) {
     };
 }
 
-void sp_attn(sp_stage *s, const sp_layer_weights *w, int layer, const sp_batch *b, sp_mat partial,
+void sp_attn(sp_forward *s, const sp_layer_weights *w, int layer, const sp_batch *b, sp_mat partial,
              const float *bias) {
     const sp_dev_ops *ops = s->dev->ops;
     int32_t T = b->n_tokens, E = s->hidden, HD = s->n_heads * s->head_dim;

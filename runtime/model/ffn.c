@@ -2,7 +2,7 @@
 
 #include "runtime/model/mat.h"
 
-void sp_ffn(sp_stage *s, const sp_layer_weights *w, const sp_batch *b, const float *bias) {
+void sp_ffn(sp_forward *s, const sp_layer_weights *w, const sp_batch *b, const float *bias) {
     const sp_dev_ops *ops = s->dev->ops;
     int32_t T = b->n_tokens, E = s->hidden, F = s->ffn;
     sp_mat x = sp_mat_of(s->x, T, E), normed = sp_mat_of(s->normed, T, E);

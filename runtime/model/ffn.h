@@ -5,4 +5,4 @@
 #include "runtime/model/forward.h"
 
 /** partial = down(act(gate(n)) * up(n)), n = norm(x + partial + bias); see sp_attn(). */
-void sp_ffn(sp_stage *s, const sp_layer_weights *w, const sp_batch *b, const float *bias);
+void sp_ffn(sp_forward *s, const sp_layer_weights *w, const sp_batch *b, const float *bias);

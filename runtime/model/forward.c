@@ -10,11 +10,11 @@
 
 #include <math.h>
 
-static void *take(sp_stage *s, size_t rows, size_t cols) {
+static void *take(sp_forward *s, size_t rows, size_t cols) {
     return s->dev->ops->alloc(s->dev, rows * cols * sizeof(float));
 }
 
-static void give(sp_stage *s, float *p, size_t rows, size_t cols) {
+static void give(sp_forward *s, float *p, size_t rows, size_t cols) {
     if (p) s->dev->ops->free(s->dev, p, rows * cols * sizeof(float));
 }
 
@@ -24,7 +24,7 @@ typedef struct scratch_row {
 } scratch_row;
 
 #define SCRATCH_ROWS 9
-static void list_scratch(sp_stage *s, scratch_row rows[SCRATCH_ROWS]) {
+static void list_scratch(sp_forward *s, scratch_row rows[SCRATCH_ROWS]) {
     size_t T = (size_t)s->config.max_tokens, R = (size_t)s->config.max_rows;
     size_t E = (size_t)s->hidden, D = (size_t)s->head_dim, F = (size_t)s->ffn;
     size_t H = (size_t)s->n_heads, K = (size_t)s->n_kv_heads;
@@ -36,7 +36,7 @@ static void list_scratch(sp_stage *s, scratch_row rows[SCRATCH_ROWS]) {
     memcpy(rows, list, sizeof list);
 }
 
-static sp_status take_scratch(sp_stage *s, sp_err *err) {
+static sp_status take_scratch(sp_forward *s, sp_err *err) {
     scratch_row rows[SCRATCH_ROWS];
     list_scratch(s, rows);
     for (int i = 0; i < SCRATCH_ROWS; i++) {
@@ -62,7 +62,7 @@ static sp_rope_params rope_params(const sp_model_desc *d) {
     };
 }
 
-static sp_status take_rope(sp_stage *s, const sp_model_desc *d, sp_err *err) {
+static sp_status take_rope(sp_forward *s, const sp_model_desc *d, sp_err *err) {
     sp_rope_params p = rope_params(d);
     size_t n = (size_t)s->config.max_model_len, half = (size_t)p.dims / 2;
     float *cos_table = take(s, n, half), *sin_table = take(s, n, half);
@@ -73,7 +73,7 @@ static sp_status take_rope(sp_stage *s, const sp_model_desc *d, sp_err *err) {
     return SP_OK;
 }
 
-static sp_status take_kv(sp_stage *s, sp_err *err) {
+static sp_status take_kv(sp_forward *s, sp_err *err) {
     sp_kv_layout layout = sp_kv_layout_of(s->n_layers, s->n_kv_heads, s->head_dim,
                                           s->config.block_tokens, s->config.kv_dtype);
     s->block_bytes = layout.block_bytes;
@@ -86,14 +86,14 @@ static sp_status take_kv(sp_stage *s, sp_err *err) {
     return SP_OK;
 }
 
-sp_status sp_stage_open(sp_stage **out, sp_dev *dev, const sp_model_dir *dir,
-                        const sp_model_desc *desc, const sp_arch *arch,
-                        const sp_stage_config *config, sp_load_progress *progress, void *ctx,
-                        sp_err *err) {
+sp_status sp_forward_open(sp_forward **out, sp_dev *dev, const sp_model_dir *dir,
+                          const sp_model_desc *desc, const sp_arch *arch,
+                          const sp_forward_config *config, sp_load_progress *progress, void *ctx,
+                          sp_err *err) {
     sp_act act;
     SP_TRY(sp_arch_act(&act, desc, err));
-    sp_stage *s = sp_alloc(sizeof *s);
-    *s = (sp_stage){
+    sp_forward *s = sp_alloc(sizeof *s);
+    *s = (sp_forward){
         .dev = dev,
         .config = *config,
         .hidden = desc->hidden,
@@ -112,14 +112,14 @@ sp_status sp_stage_open(sp_stage **out, sp_dev *dev, const sp_model_dir *dir,
     if (st == SP_OK) st = take_rope(s, desc, err);
     if (st == SP_OK) st = take_kv(s, err);
     if (st != SP_OK) {
-        sp_stage_close(s);
+        sp_forward_close(s);
         return st;
     }
     *out = s;
     return SP_OK;
 }
 
-void sp_stage_close(sp_stage *s) {
+void sp_forward_close(sp_forward *s) {
     if (!s) return;
     if (s->kv) s->dev->ops->free(s->dev, s->kv, s->kv_bytes);
     size_t n = (size_t)s->rope.n_positions, half = (size_t)s->rope.dims / 2;
@@ -133,7 +133,7 @@ void sp_stage_close(sp_stage *s) {
 }
 
 /* The last norm and the vocabulary, for the wanted rows alone. */
-static void head(sp_stage *s, const sp_batch *b, const float *bias) {
+static void head(sp_forward *s, const sp_batch *b, const float *bias) {
     const sp_dev_ops *ops = s->dev->ops;
     int32_t T = b->n_tokens, R = b->n_rows, E = s->hidden;
     float *rest = s->last + (size_t)s->config.max_rows * (size_t)E;
@@ -145,7 +145,7 @@ static void head(sp_stage *s, const sp_batch *b, const float *bias) {
     ops->gemm(s->dev, sp_mat_of(s->logits, R, s->vocab), normed, s->weights.head, NULL);
 }
 
-sp_status sp_stage_forward(sp_stage *s, const sp_batch *b, float **logits, sp_err *err) {
+sp_status sp_forward_run(sp_forward *s, const sp_batch *b, const float **logits, sp_err *err) {
     SP_ASSERT(b->n_tokens > 0 && b->n_tokens <= s->config.max_tokens);
     SP_ASSERT(b->n_rows <= s->config.max_rows);
     const float *bias = NULL;

@@ -11,18 +11,18 @@
 #include "runtime/model/batch.h"
 #include "runtime/model/weights.h"
 
-typedef struct sp_stage_config {
+typedef struct sp_forward_config {
     int32_t max_tokens; /* T at most in one step */
     int32_t max_rows;   /* logits rows at most in one step */
     int32_t max_model_len;
     int32_t block_tokens, n_blocks;
     sp_dtype kv_dtype;
-} sp_stage_config;
+} sp_forward_config;
 
-typedef struct sp_stage {
+typedef struct sp_forward {
     sp_dev *dev;
     sp_weights weights;
-    sp_stage_config config;
+    sp_forward_config config;
     /* of the model */
     int32_t hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, n_layers;
     float eps, scale;
@@ -34,17 +34,17 @@ typedef struct sp_stage {
     /* scratch, f32, rows = max_tokens unless said */
     float *x, *normed, *qkv, *attn, *gate_up, *act_out, *partial; /* E E QKV HD 2F F E */
     float *last, *logits;                                         /* [max_rows, E], [max_rows, V] */
-} sp_stage;
+} sp_forward;
 
 /** Loads the model and takes all memory. `dev` is borrowed until close.
  * Errors: as sp_weights_load(); SP_E_NOMEM names what was short. */
-SP_NODISCARD sp_status sp_stage_open(sp_stage **out, sp_dev *dev, const sp_model_dir *dir,
-                                     const sp_model_desc *desc, const sp_arch *arch,
-                                     const sp_stage_config *config, sp_load_progress *progress,
-                                     void *ctx, sp_err *err);
-void sp_stage_close(sp_stage *s);
+SP_NODISCARD sp_status sp_forward_open(sp_forward **out, sp_dev *dev, const sp_model_dir *dir,
+                                       const sp_model_desc *desc, const sp_arch *arch,
+                                       const sp_forward_config *config, sp_load_progress *progress,
+                                       void *ctx, sp_err *err);
+void sp_forward_close(sp_forward *s);
 
 /** Runs one step. `*logits` [n_rows, V] is valid until the next step; NULL when no row is wanted.
  * Errors: SP_E_DEVICE or what the device reports. */
-SP_NODISCARD sp_status sp_stage_forward(sp_stage *s, const sp_batch *b, float **logits,
-                                        sp_err *err);
+SP_NODISCARD sp_status sp_forward_run(sp_forward *s, const sp_batch *b, const float **logits,
+                                      sp_err *err);

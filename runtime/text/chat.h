@@ -34,6 +34,7 @@ typedef struct sp_chat_request {
     bool continue_final_message;
     bool trust_special_text; /* do not break special spellings */
     sp_slice reasoning_effort; /* passed on when not empty */
+    int64_t now_unix_s;        /* what strftime_now() tells; 0: the local time at render */
 } sp_chat_request;
 
 /** Renders. `marker` receives the byte string to give to sp_tokenizer_encode(): empty when nothing
@@ -41,3 +42,11 @@ typedef struct sp_chat_request {
  * Errors: SP_E_INVALID the template refused (its words) or the data does not fit it. */
 SP_NODISCARD sp_status sp_chat_render(const sp_chat *c, const sp_chat_request *req, sp_buf *out,
                                       sp_slice *marker, sp_err *err);
+
+/* For tools that give a template its variables themselves. */
+
+#define SP_CHAT_SPECIAL_VARS_MAX 8
+/** bos_token and its kin, where the model has them; returns how many. Borrowed from `c`. */
+int sp_chat_special_vars(const sp_chat *c, sp_jinja_var out[SP_CHAT_SPECIAL_VARS_MAX]);
+/** The template itself, "tool_use" when there is one and `tools`. */
+const sp_jinja *sp_chat_template(const sp_chat *c, bool tools);

@@ -50,6 +50,13 @@ SP_NODISCARD sp_status sp_jinja_render(const sp_jinja *t, const sp_jinja_var *va
                                        const sp_jinja_limits *limits, int64_t now_unix_s,
                                        sp_buf *out, bool *refused, sp_err *err);
 
+/** The same, and `refusal` (may be NULL) receives the whole message of raise_exception, which may be
+ * longer than err->text. */
+SP_NODISCARD sp_status sp_jinja_render_full(const sp_jinja *t, const sp_jinja_var *vars, int n_vars,
+                                            const sp_jinja_limits *limits, int64_t now_unix_s,
+                                            sp_buf *out, sp_buf *refusal, bool *refused,
+                                            sp_err *err);
+
 /** True when the template iterates over or subscripts a message's content as a list of parts
  * ("openai" content format), so that parts are passed as they are; false: joined to one string. */
 bool sp_jinja_wants_parts(const sp_jinja *t);

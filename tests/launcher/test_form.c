@@ -15,6 +15,7 @@ static const sp_form FORM = {.model_dir = "/models/\"a\" b",
                              .max_model_len = 2048,
                              .max_num_seqs = 64,
                              .max_batched_tokens = 512,
+                             .max_step_rows = 64,
                              .pin = true};
 
 static void a_form_comes_back_as_it_was_written(void) {

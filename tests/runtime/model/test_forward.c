@@ -26,7 +26,7 @@ typedef struct fixture {
     const sp_arch *arch;
     sp_model_dir *dir;
     sp_dev dev;
-    sp_stage *stage;
+    sp_forward *stage;
 } fixture;
 
 static void must(sp_status st, const sp_err *err) {
@@ -43,19 +43,19 @@ static void open_fixture(fixture *f, const char *dir, const char *backend, int t
     must(sp_model_dir_open(&f->dir, dir, &err), &err);
     sp_dev_config dc = {.backend = backend, .n_threads = threads};
     must(sp_dev_open(&f->dev, &dc, &err), &err);
-    sp_stage_config sc = {.max_tokens = MAX_TOKENS,
+    sp_forward_config sc = {.max_tokens = MAX_TOKENS,
                           .max_rows = MAX_TOKENS,
                           .max_model_len = MAX_LEN,
                           .block_tokens = block_tokens,
                           .n_blocks = 2 * MAX_LEN / block_tokens,
                           .kv_dtype = SP_DTYPE_F32};
-    must(sp_stage_open(&f->stage, &f->dev, f->dir, &f->desc, f->arch, &sc, NULL, NULL, &err), &err);
+    must(sp_forward_open(&f->stage, &f->dev, f->dir, &f->desc, f->arch, &sc, NULL, NULL, &err), &err);
     /* What a freed block holds is never read: NaN everywhere would show it. */
     memset(f->stage->kv, 0xff, f->stage->kv_bytes);
 }
 
 static void close_fixture(fixture *f) {
-    sp_stage_close(f->stage);
+    sp_forward_close(f->stage);
     sp_dev_close(&f->dev);
     sp_model_dir_close(f->dir);
 }
@@ -86,9 +86,9 @@ static void run(fixture *f, const int32_t *ids, int32_t n, int32_t chunk, bool n
         seqs[n_seqs++] = (sp_seq_rows){before, m, at, mine};
         for (int32_t i = 0; i < m; i++) rows[i] = before + i;
         sp_batch b = {all, before + m, seqs, n_seqs, rows, m};
-        float *logits;
+        const float *logits;
         sp_err err = {0};
-        must(sp_stage_forward(f->stage, &b, &logits, &err), &err);
+        must(sp_forward_run(f->stage, &b, &logits, &err), &err);
         memcpy(out + (size_t)at * (size_t)V, logits, (size_t)m * (size_t)V * sizeof *out);
     }
     sp_free(mine);
@@ -232,13 +232,13 @@ static void a_step_allocates_nothing(void) {
     open_fixture(&f, golden_dirs[0], "auto", 2, 16);
     int32_t id = 5, row = 0, blocks[MAX_LEN] = {0};
     sp_err err = {0};
-    float *logits;
+    const float *logits;
     uint64_t before = 0;
     for (int pos = 0; pos < 8; pos++) {
         sp_seq_rows seq = {0, 1, pos, blocks};
         sp_batch b = {&id, 1, &seq, 1, &row, 1};
         if (pos == 2) before = sp_mem_count();
-        must(sp_stage_forward(f.stage, &b, &logits, &err), &err);
+        must(sp_forward_run(f.stage, &b, &logits, &err), &err);
     }
     CU_ASSERT_EQUAL(sp_mem_count(), before);
     close_fixture(&f);

@@ -1,0 +1,193 @@
+#include "kernels/cpu/cpu_pack.h"
+
+#include "kernels/check.h"
+#include "runtime/base/mem.h"
+
+#include <sys/mman.h>
+
+#define MAP_FROM ((size_t)1 << 20) /* smaller pieces come from the heap */
+#define HUGE_PAGE ((size_t)2 << 20)
+
+void *sp_cpu_mem_take(size_t bytes) {
+    if (bytes < MAP_FROM) return sp_try_alloc_aligned(64, bytes ? bytes : 64);
+    /* Room to begin at a huge page: a KV pool or weight then costs 512 times fewer page faults and
+     * TLB misses. What is not used at either end is given back. */
+    const size_t size = (bytes + 4095) / 4096 * 4096, whole = size + HUGE_PAGE;
+    unsigned char *p =
+        mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    const size_t skip = (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
+    if (skip) munmap(p, skip);
+    munmap(p + skip + size, whole - skip - size);
+    (void)madvise(p + skip, size, MADV_HUGEPAGE);
+    return p + skip;
+}
+
+void sp_cpu_mem_free(void *p, size_t bytes) {
+    if (!p) return;
+    if (bytes < MAP_FROM)
+        sp_free(p);
+    else
+        munmap(p, (bytes + 4095) / 4096 * 4096);
+}
+
+void sp_cpu_slab_close(sp_cpu_slab *slab) {
+    if (!slab || --slab->n_weights > 0) return;
+    sp_cpu_mem_free(slab->base, slab->bytes);
+    sp_free(slab);
+}
+
+/* A slab with one holder. */
+static sp_cpu_slab *slab_open(size_t bytes) {
+    sp_cpu_slab *s = sp_try_alloc(sizeof *s);
+    if (!s) return NULL;
+    *s = (sp_cpu_slab){.base = sp_cpu_mem_take(bytes), .bytes = bytes, .n_weights = 1};
+    if (s->base) return s;
+    sp_free(s);
+    return NULL;
+}
+
+/* Memory for `bytes` in the slab being filled, a new one, or one of its own. */
+static bool place(sp_weight *w, sp_cpu_slab **slab, size_t bytes) {
+    const size_t size = (bytes + 63) / 64 * 64;
+    if (size > SP_CPU_SLAB_BYTES / 4) {
+        w->slab = slab_open(size);
+    } else {
+        if (!*slab || (*slab)->bytes - (*slab)->used < size) {
+            sp_cpu_slab *fresh = slab_open(SP_CPU_SLAB_BYTES);
+            if (!fresh) return false;
+            sp_cpu_slab_close(*slab);
+            *slab = fresh;
+        }
+        w->slab = *slab;
+        w->slab->n_weights++;
+    }
+    if (!w->slab) return false;
+    w->tiles = w->slab->base + w->slab->used;
+    w->slab->used += size;
+    return true;
+}
+
+static size_t tile_bytes(int32_t cols, sp_dtype dtype) {
+    const size_t n = SP_LANES * (size_t)cols * (size_t)sp_dtype_bits(dtype) / 8;
+    return (n + 63) / 64 * 64;
+}
+
+size_t sp_cpu_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype) {
+    const size_t n_tiles = ((size_t)rows + SP_LANES - 1) / SP_LANES;
+    return sizeof(sp_weight) + n_tiles * tile_bytes(cols, dtype);
+}
+
+/* Cuts the segments into phases: each ends where the shortest of its active segments does. */
+static void make_phases(sp_weight *w) {
+    const sp_segments *s = &w->seg;
+    int32_t done = 0, before = 0;
+    for (w->n_phases = 0; w->n_phases < SP_SEGMENTS; w->n_phases++) {
+        sp_cpu_phase *p = &w->phase[w->n_phases];
+        *p = (sp_cpu_phase){.len = INT32_MAX, .before = before};
+        for (int i = 0; i < s->n; i++) {
+            const int32_t left = s->edge[i + 1] - s->edge[i] - done;
+            if (left <= 0) continue;
+            p->seg[p->n_active] = i;
+            p->k0[p->n_active++] = s->edge[i] + done;
+            p->len = left < p->len ? left : p->len;
+        }
+        if (!p->n_active) return;
+        done += p->len;
+        before += p->len * p->n_active;
+    }
+}
+
+typedef struct pack_job {
+    sp_weight *w;
+    const sp_weight_part *parts;
+    int n_parts;
+} pack_job;
+
+static const unsigned char *source_row(const pack_job *job, int32_t row) {
+    for (int i = 0; i < job->n_parts; i++) {
+        const sp_weight_part *p = &job->parts[i];
+        if (row < p->rows)
+            return (const unsigned char *)p->data + (size_t)row * (size_t)p->stride * (size_t)job->w->elt;
+        row -= p->rows;
+    }
+    return NULL; /* a zero row that fills up the last tile; its bytes are zero already */
+}
+
+/* 16-bit values of one lane of a bf16 phase: pairs side by side, an odd last one alone. */
+static void put_pairs(uint16_t *tile, int lane, const uint16_t *row, const sp_cpu_phase *p) {
+    uint16_t *to = tile + (size_t)p->before * SP_LANES;
+    const size_t A = (size_t)p->n_active, step = A * 2 * SP_LANES;
+    const int32_t pairs = p->len / 2;
+    for (size_t a = 0; a < A; a++) {
+        uint16_t *d = to + a * 2 * SP_LANES + 2 * lane;
+        for (int32_t j = 0; j < pairs; j++, d += step)
+            memcpy(d, row + p->k0[a] + 2 * j, 2 * sizeof *d);
+        if (p->len % 2)
+            to[(size_t)pairs * step + a * SP_LANES + (size_t)lane] = row[p->k0[a] + p->len - 1];
+    }
+}
+
+#define PUT_PLAIN(name, type)                                                                      \
+    static void name(type *tile, int lane, const type *row, const sp_cpu_phase *p) {               \
+        const size_t A = (size_t)p->n_active;                                                      \
+        for (size_t a = 0; a < A; a++) {                                                           \
+            type *d = tile + ((size_t)p->before + a) * SP_LANES + (size_t)lane;                    \
+            for (int32_t j = 0; j < p->len; j++, d += A * SP_LANES) *d = row[p->k0[a] + j];        \
+        }                                                                                          \
+    }
+PUT_PLAIN(put_32, uint32_t)
+PUT_PLAIN(put_16, uint16_t)
+
+static void pack_tile(void *ctx, int thread, int32_t tile) {
+    (void)thread;
+    const pack_job *job = ctx;
+    const sp_weight *w = job->w;
+    unsigned char *to = w->tiles + (size_t)tile * w->tile_bytes;
+    for (int lane = 0; lane < SP_LANES; lane++) {
+        const unsigned char *row = source_row(job, tile * SP_LANES + lane);
+        for (int p = 0; row && p < w->n_phases; p++) {
+            const sp_cpu_phase *phase = &w->phase[p];
+            if (w->dtype == SP_DTYPE_BF16)
+                put_pairs((uint16_t *)(void *)to, lane, (const uint16_t *)(const void *)row, phase);
+            else if (w->dtype == SP_DTYPE_F16)
+                put_16((uint16_t *)(void *)to, lane, (const uint16_t *)(const void *)row, phase);
+            else
+                put_32((uint32_t *)(void *)to, lane, (const uint32_t *)(const void *)row, phase);
+        }
+    }
+}
+
+sp_status sp_cpu_weight_pack(sp_weight **out, sp_cpu_pool *pool, sp_cpu_slab **slab,
+                             const sp_weight_part *parts, int n_parts, const sp_segments *seg,
+                             sp_err *err) {
+    int32_t rows;
+    SP_TRY(sp_check_parts(parts, n_parts, seg, &rows, err));
+    sp_weight *w = sp_try_alloc(sizeof *w);
+    if (!w) return SP_FAIL(err, SP_E_NOMEM, "no memory for a weight's header");
+    *w = (sp_weight){
+        .dtype = parts[0].dtype,
+        .rows = rows,
+        .cols = parts[0].cols,
+        .n_tiles = (rows + SP_LANES - 1) / SP_LANES,
+        .elt = sp_dtype_bits(parts[0].dtype) / 8,
+        .tile_bytes = tile_bytes(parts[0].cols, parts[0].dtype),
+        .seg = *seg,
+    };
+    make_phases(w);
+    const size_t bytes = (size_t)w->n_tiles * w->tile_bytes;
+    if (!place(w, slab, bytes)) {
+        sp_free(w);
+        return SP_FAIL(err, SP_E_NOMEM, "no memory for %zu bytes of weights", bytes);
+    }
+    pack_job job = {w, parts, n_parts};
+    sp_cpu_pool_run(pool, pack_tile, &job, w->n_tiles);
+    *out = w;
+    return SP_OK;
+}
+
+void sp_cpu_weight_free(sp_weight *w) {
+    if (!w) return;
+    sp_cpu_slab_close(w->slab);
+    sp_free(w);
+}

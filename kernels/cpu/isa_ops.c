@@ -1,0 +1,104 @@
+/* Everything else: embedding, norm, activation, and the vector functions for their test. */
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/vec16.h"
+#include "kernels/cpu/vecmath.h"
+
+static float *row_of(sp_mat m, int32_t row) { return (float *)m.data + (ptrdiff_t)row * m.stride; }
+
+static int part(int32_t left) { return left < SP_LANES ? (int)left : SP_LANES; }
+
+/* One row of a packed weight is one lane of a tile; neighbours in K are a vector apart. The offset
+ * is looked up once a phase run, not once an element. */
+static void embed(sp_mat y, const sp_weight *w, const int32_t *ids, int32_t row0, int32_t row1) {
+    for (int32_t t = row0; t < row1; t++) {
+        const unsigned char *tile = w->tiles + (size_t)(ids[t] / SP_LANES) * w->tile_bytes;
+        const size_t lane = (size_t)(ids[t] % SP_LANES), elt = (size_t)w->elt;
+        for (int n = 0; n < w->n_phases; n++) {
+            const sp_cpu_phase *p = &w->phase[n];
+            for (int a = 0; a < p->n_active; a++) {
+                float *to = row_of(y, t) + p->k0[a];
+                for (int32_t j = 0; j < p->len; j++) {
+                    const size_t at = sp_cpu_phase_at(w, p, a, j, lane) * elt;
+                    if (elt == 4)
+                        memcpy(to + j, tile + at, 4);
+                    else if (w->dtype == SP_DTYPE_F16)
+                        to[j] = sp_f32_of_f16(*(const uint16_t *)(const void *)(tile + at));
+                    else
+                        to[j] = sp_f32_of_bf16(*(const uint16_t *)(const void *)(tile + at));
+                }
+            }
+        }
+    }
+}
+
+SP_INLINE v16 added(const float *x, const float *p, const float *bias, int32_t i, int n) {
+    const v16 add = v16_load_n(p + i, n);
+    return v16_add(v16_load_n(x + i, n), bias ? v16_add(add, v16_load_n(bias + i, n)) : add);
+}
+
+static void norm_row(float *y, float *x, const float *p, const float *bias, const float *weight,
+                     int32_t E, float eps) {
+    v16 lanes = v16_zero();
+    for (int32_t i = 0; i < E; i += SP_LANES) {
+        const int n = part(E - i);
+        v16 v = v16_load_n(x + i, n);
+        if (p) v16_store_n(x + i, v = added(x, p, bias, i, n), n);
+        lanes = v16_fma(v, v, lanes);
+    }
+    const float mean = v16_tree(lanes) / (float)E;
+    const v16 scale = v16_set(1.0f / __builtin_sqrtf(mean + eps));
+    for (int32_t i = 0; i < E; i += SP_LANES) {
+        const int n = part(E - i);
+        const v16 scaled = v16_mul(v16_load_n(x + i, n), scale);
+        v16_store_n(y + i, v16_mul(scaled, v16_load_n(weight + i, n)), n);
+    }
+}
+
+static void add_rmsnorm(sp_mat y, sp_mat x, sp_mat partial, const float *bias, const float *weight,
+                        float eps, int32_t row0, int32_t row1) {
+    for (int32_t t = row0; t < row1; t++)
+        norm_row(row_of(y, t), row_of(x, t), partial.data ? row_of(partial, t) : NULL, bias, weight,
+                 x.cols, eps);
+}
+
+SP_INLINE void act_row(float *y, const float *gate, const float *up, int32_t F, const sp_act act) {
+    for (int32_t i = 0; i < F; i += SP_LANES) {
+        const int n = part(F - i);
+        const v16 g = v16_load_n(gate + i, n);
+        const v16 a = act == SP_ACT_SILU   ? v16_silu(g)
+                      : act == SP_ACT_GELU ? v16_gelu(g)
+                                           : v16_gelu_tanh(g);
+        v16_store_n(y + i, v16_mul(a, v16_load_n(up + i, n)), n);
+    }
+}
+
+static void act_mul(sp_mat y, sp_mat gate_up, sp_act act, int32_t piece0, int32_t piece1) {
+    const int32_t per_row = (y.cols + SP_ACT_COLS - 1) / SP_ACT_COLS;
+    for (int32_t i = piece0; i < piece1; i++) {
+        const int32_t row = i / per_row, c0 = i % per_row * SP_ACT_COLS;
+        const int32_t n = y.cols - c0 < SP_ACT_COLS ? y.cols - c0 : SP_ACT_COLS;
+        const float *gate = row_of(gate_up, row) + c0, *up = gate + y.cols;
+        float *to = row_of(y, row) + c0;
+        switch (act) {
+        case SP_ACT_SILU: act_row(to, gate, up, n, SP_ACT_SILU); break;
+        case SP_ACT_GELU: act_row(to, gate, up, n, SP_ACT_GELU); break;
+        case SP_ACT_GELU_TANH: act_row(to, gate, up, n, SP_ACT_GELU_TANH); break;
+        }
+    }
+}
+
+static void math(sp_isa_fn fn, float *y, const float *x, int32_t n) {
+    for (int32_t i = 0; i < n; i += SP_LANES) {
+        const v16 v = v16_load_n(x + i, part(n - i));
+        v16 r = v;
+        switch (fn) {
+        case SP_FN_EXP: r = v16_exp(v); break;
+        case SP_FN_LOG: r = v16_log(v); break;
+        case SP_FN_TANH: r = v16_tanh(v); break;
+        case SP_FN_ERF: r = v16_erf(v); break;
+        }
+        v16_store_n(y + i, r, part(n - i));
+    }
+}
+
+const sp_isa_ops SP_ISA_NAME(sp_isa_ops_) = {embed, add_rmsnorm, act_mul, math};

@@ -1,0 +1,148 @@
+#include "launcher/head_serve.h"
+
+#include "frontend/server.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/log.h"
+#include "runtime/base/thread.h"
+#include "runtime/engine/engine_core.h"
+
+#include <poll.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define SP_LOG "serve"
+#define LOOK_MS 10         /* how often the start is looked at */
+#define LOOK_FAILED_MS 200 /* and a running engine, for a lost rank */
+
+typedef struct ctl {
+    const sp_front *front;
+    sp_server *server;
+    sp_wake done; /* the loop has ended */
+    int64_t started_ns;
+} ctl;
+
+static const char *first_name(const sp_config *c) {
+    return c->served_model_name.n ? c->served_model_name.at[0] : c->model;
+}
+
+static void say_ready(const ctl *c) {
+    const sp_config *config = c->front->config;
+    double ms = (double)(sp_now_ns() - c->started_ns) / 1e6;
+    sp_engine_info info = sp_engine_get_info(c->front->engine);
+    if (config->quiet) return;
+    printf("superpod: serving '%s' at http://%s:%d (%d blocks of %d tokens, context %d, ready in "
+           "%.0f ms)\n",
+           first_name(config), config->host, sp_server_bound_port(c->server), info.n_blocks,
+           info.block_tokens, info.max_model_len, ms);
+    fflush(stdout);
+}
+
+static void show_progress(const ctl *c, bool end) {
+    uint64_t done, all;
+    char a[24], b[24];
+    if (c->front->config->quiet || !isatty(STDERR_FILENO)) return;
+    sp_engine_progress(c->front->engine, &done, &all);
+    if (end || all == 0) {
+        if (end) fputs("\r\033[K", stderr);
+        return;
+    }
+    int width = (int)(done * 40 / all);
+    fprintf(stderr, "\rloading %s of %s [%.*s%*s]", sp_format_bytes(a, sizeof a, done),
+            sp_format_bytes(b, sizeof b, all), width, "########################################",
+            40 - width, "");
+}
+
+/* Waits for a signal or for the loop's end; true when the loop has ended. */
+static bool wait_some(ctl *c, int timeout_ms) {
+    struct pollfd p[2] = {{.fd = c->front->stop_fd, .events = POLLIN},
+                          {.fd = c->done.fd, .events = POLLIN}};
+    if (poll(p, 2, timeout_ms) <= 0) return false;
+    if (p[0].revents) {
+        struct signalfd_siginfo info;
+        while (read(c->front->stop_fd, &info, sizeof info) == sizeof info)
+            sp_info("signal %u: draining", info.ssi_signo);
+        sp_engine_drain(c->front->engine);
+        sp_server_drain(c->server, -1);
+    }
+    return p[1].revents != 0;
+}
+
+static void *ctl_main(void *arg) {
+    ctl *c = arg;
+    bool told = false, failed = false;
+    for (;;) {
+        sp_engine_state state = sp_engine_get_state(c->front->engine);
+        if (state == SP_ENGINE_STARTING) show_progress(c, false);
+        if (state == SP_ENGINE_READY && !told) {
+            show_progress(c, true);
+            say_ready(c);
+            told = true;
+        }
+        if (state == SP_ENGINE_FAILED && !failed) {
+            failed = true; /* running requests have been told; a moment to write it, then out */
+            sp_server_drain(c->server, 2000);
+        }
+        if (wait_some(c, state == SP_ENGINE_STARTING ? LOOK_MS : LOOK_FAILED_MS)) return NULL;
+    }
+}
+
+static sp_server_config server_config(const sp_front *f) {
+    const sp_config *c = f->config;
+    const sp_model_desc *d = &f->model->desc;
+    sp_server_config sc = SP_SERVER_CONFIG_DEFAULT;
+    sc.host = c->host;
+    sc.port = (int)c->port;
+    sc.n_text_threads = (int)c->text_threads;
+    sc.max_connections = (int)c->max_connections;
+    sc.max_body_bytes = (size_t)c->max_body_bytes;
+    sc.max_header_bytes = (size_t)c->max_header_bytes;
+    sc.json_depth = (int)c->max_json_depth;
+    sc.api_keys = c->api_key.at;
+    sc.n_api_keys = c->api_key.n;
+    sc.allowed_hosts = c->allowed_host.at;
+    sc.n_allowed_hosts = c->allowed_host.n;
+    sc.model_names = c->served_model_name.n ? c->served_model_name.at : &c->model;
+    sc.n_model_names = c->served_model_name.n ? c->served_model_name.n : 1;
+    sc.model_root = c->model;
+    sc.version = SP_VERSION;
+    sc.max_logprobs = (int)c->max_logprobs;
+    sc.trust_special_text = c->trust_special_text;
+    sc.prefix_caching = c->prefix_caching;
+    sc.request_timeout_ms = (int)(c->request_timeout_s * 1000);
+    sc.shutdown_timeout_ms = (int)(c->shutdown_timeout_s * 1000);
+    sc.access_log = c->access_log;
+    if (strcmp(c->generation_config, "auto") == 0)
+        sc.defaults =
+            (sp_sampling_defaults){d->gen_temperature,        d->gen_top_p, d->gen_min_p,
+                                   d->gen_repetition_penalty, d->gen_top_k, d->gen_max_new_tokens};
+    return sc;
+}
+
+int sp_head_serve(const sp_front *f) {
+    sp_err err = {0};
+    ctl c = {.front = f, .done = {.fd = -1}, .started_ns = sp_now_ns()};
+    sp_thread thread = {0};
+    sp_server_config sc = server_config(f);
+    sp_status st = sp_server_create(&c.server, &sc, f->engine, f->tokenizer, f->chat, &err);
+    if (st == SP_OK) st = sp_wake_open(&c.done, &err);
+    if (st == SP_OK) st = sp_thread_start(&thread, "ctl", ctl_main, &c, &err);
+    if (st != SP_OK) {
+        fprintf(stderr, "superpod: %s\n", err.text);
+    } else {
+        if (sc.n_api_keys == 0 && strcmp(sc.host, "127.0.0.1") != 0 &&
+            strcmp(sc.host, "localhost") != 0 && strcmp(sc.host, "::1") != 0)
+            sp_warn("listening on %s without --api-key: whoever reaches the port may use it",
+                    sc.host);
+        sp_server_run(c.server);
+        sp_wake_signal(&c.done);
+        sp_thread_join(&thread);
+    }
+    sp_wake_close(&c.done);
+    sp_server_destroy(c.server);
+    if (st != SP_OK) return SP_EXIT_CONFIG;
+    bool lost = sp_engine_get_state(f->engine) == SP_ENGINE_FAILED;
+    char why[200];
+    if (lost) sp_error("%s", sp_engine_why(f->engine, why, sizeof why));
+    return lost ? SP_EXIT_PEER : SP_EXIT_OK;
+}

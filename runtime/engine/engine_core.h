@@ -1,0 +1,65 @@
+/* runtime/engine/engine_core.h - how an engine is made, started and ended: for the launcher and tests.
+ *
+ * Front ends see engine.h only. The engine owns its thread and, while that runs, the head's side of
+ * the link. It starts in SP_ENGINE_STARTING: it takes PROGRESS frames until the rank says READY,
+ * compares what the rank offers with the configuration, and serves. Whoever makes it sends FORM
+ * before sp_engine_start().
+ *
+ * Thread: create, start, stop and destroy from one thread. */
+#pragma once
+
+#include "comm/link.h"
+#include "runtime/engine/engine.h"
+
+typedef struct sp_engine_config {
+    int32_t max_num_seqs;       /* sequences that run at a time */
+    int32_t max_batched_tokens; /* of one step */
+    int32_t max_step_rows;      /* rows of logits of one step; 0: max(max_num_seqs, 256) */
+    int32_t block_tokens;
+    int32_t n_blocks;      /* 0: as many as the rank offers; never more than that */
+    int32_t max_model_len; /* cut to what the blocks hold */
+    int32_t n_vocab;
+    const int32_t *eos_ids; /* copied */
+    int32_t n_eos_ids;
+    int32_t queue_max;       /* requests that have not started */
+    int32_t steps_in_flight; /* pp + 1 */
+    bool enable_prefix_cache;
+    uint8_t cache_key[32];    /* secret of the pod */
+    uint8_t fingerprint[32];  /* of the model; the numerics id comes with READY */
+    int64_t ready_timeout_ns; /* from start to READY; 0: none */
+    int64_t send_timeout_ns;  /* the rank takes no frames for so long: lost */
+    int64_t step_timeout_ns;  /* a step takes so long: the rank is lost; 0: none */
+} sp_engine_config;
+
+#define SP_ENGINE_CONFIG_DEFAULT \
+    ((sp_engine_config){.max_num_seqs = 64, \
+                        .max_batched_tokens = 2048, \
+                        .block_tokens = 16, \
+                        .queue_max = 1024, \
+                        .steps_in_flight = 2, \
+                        .enable_prefix_cache = true, \
+                        .send_timeout_ns = (int64_t)30 * 1000 * 1000 * 1000})
+
+/** An engine over the head's side of a link, not yet started.
+ *
+ * Owner:  caller, sp_engine_destroy(); `link` is borrowed until then.
+ * Errors: SP_E_INVALID a value out of range, by name; SP_E_NOMEM; SP_E_IO. */
+SP_NODISCARD sp_status sp_engine_create(sp_engine **out, const sp_engine_config *config,
+                                        sp_link *link, sp_err *err);
+
+/** Starts the thread. Errors: SP_E_NOMEM. */
+SP_NODISCARD sp_status sp_engine_start(sp_engine *e, sp_err *err);
+
+/** Ends every request that is left (SP_FINISH_ERROR, SP_E_UNAVAILABLE), says BYE and joins the
+ * thread. Events that wait can still be taken. */
+void sp_engine_stop(sp_engine *e);
+void sp_engine_destroy(sp_engine *e); /* stops it first */
+
+/** Why the state is SP_ENGINE_FAILED, or "". Writes at most `n` bytes and returns `out`. */
+const char *sp_engine_why(sp_engine *e, char *out, size_t n);
+
+/** Bytes the rank has loaded and will load, as it last said. */
+void sp_engine_progress(const sp_engine *e, uint64_t *done_bytes, uint64_t *all_bytes);
+
+/** Invariants of everything; only while the thread does not run. */
+bool sp_engine_check(sp_engine *e);

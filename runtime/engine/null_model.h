@@ -1,0 +1,28 @@
+/* runtime/engine/null_model.h - a model that computes nothing but depends on everything.
+ *
+ * For rehearsals without weights and as the oracle of tests. Each position's token leaves a hash in
+ * its place (block, offset), as keys and values would; the logits of a position are a function of
+ * the hashes of all positions up to it, read back through the block table, as attention would. A
+ * wrong table, a stale block or a wrong prefix hit therefore gives another token. The next token of
+ * a given prefix is the same whatever the batch, the blocks and the chunks.
+ *
+ * Thread: the rank's engine thread. */
+#pragma once
+
+#include "runtime/engine/stage.h"
+
+typedef struct sp_null_model sp_null_model;
+
+typedef struct sp_null_model_config {
+    int32_t n_vocab, n_blocks, block_tokens, max_step_rows;
+    int64_t step_ns; /* every step takes at least so long: a stand-in for a device */
+} sp_null_model_config;
+
+/** Owner: caller, sp_null_model_destroy(). Errors: SP_E_NOMEM. */
+SP_NODISCARD sp_status sp_null_model_create(sp_null_model **out, const sp_null_model_config *config,
+                                            sp_err *err);
+void sp_null_model_destroy(sp_null_model *m);
+sp_stage_model sp_null_model_callbacks(sp_null_model *m);
+
+/** The logits [n_vocab] after tokens [n], computed from the tokens alone. */
+void sp_null_model_logits(const int32_t *tokens, int32_t n, float *logits, int32_t n_vocab);

@@ -1,0 +1,64 @@
+/* runtime/engine/stage.h - the loop of a rank: frames in, steps through the model, tokens back.
+ *
+ * A rank decides nothing. It keeps what each sequence needs (tokens, parameters, block table) under
+ * the slot that the head gave it, lays a step out as one batch, runs the model through one callback,
+ * draws tokens, keeps each as the next input of its sequence (so the head may send the next step
+ * before it has seen this one's tokens) and tells them. What cannot be (a stale slot, a block
+ * outside the pool, positions with a gap) is answered by a FAULT frame and the end of the loop:
+ * then head and rank no longer agree, and nothing that comes later can be trusted.
+ *
+ * Memory: a sequence's is taken when it comes and freed when it goes; a step takes none.
+ * Limits: those of sp_stage_config, which READY tells the head.
+ *
+ * Thread: one, the rank's engine thread. */
+#pragma once
+
+#include "comm/link.h"
+#include "kernels/args.h"
+#include "runtime/engine/wire.h"
+
+/** One step, laid out for a model. Borrowed for the call. Shapes: tokens [T], seqs [S], rows [R]. */
+typedef struct sp_stage_batch {
+    int32_t n_tokens; /* T */
+    const int32_t *tokens;
+    int32_t n_seqs; /* S: in order of their rows, which follow each other without gaps */
+    const sp_seq_rows *seqs;
+    int32_t n_rows; /* R: rows whose logits are wanted, ascending; may be 0 */
+    const int32_t *rows;
+} sp_stage_batch;
+
+typedef struct sp_stage_model {
+    /** Runs a step: keys and values of every token into its block, and logits [R, n_vocab] (f32,
+     * padding excluded, borrowed until the next call; anything when R is 0).
+     * Errors: any ends the rank: SP_E_DEVICE, SP_E_INTERNAL, SP_E_NOMEM, SP_E_CLOSED of a peer. */
+    sp_status (*forward)(void *ctx, const sp_stage_batch *batch, const float **logits, sp_err *err);
+    void *ctx;
+} sp_stage_model;
+
+typedef struct sp_stage_config {
+    sp_wire_ready offer;    /* what this rank can do; all of it is checked against every step */
+    const int32_t *eos_ids; /* of the model; copied */
+    int32_t n_eos_ids;
+} sp_stage_config;
+
+typedef struct sp_stage sp_stage;
+
+/** A stage over the rank's side of a link (borrowed).
+ *
+ * Owner:  caller, sp_stage_destroy().
+ * Errors: SP_E_INVALID an offer out of range, by name; SP_E_NOMEM. */
+SP_NODISCARD sp_status sp_stage_create(sp_stage **out, const sp_stage_config *config, sp_link *link,
+                                       const sp_stage_model *model, sp_err *err);
+void sp_stage_destroy(sp_stage *s);
+
+/** Says READY and works until the head says BYE (SP_OK).
+ * Errors: SP_E_CLOSED the link ended; SP_E_PROTOCOL the head said what cannot be (told by FAULT);
+ *         what the model said (told by FAULT). */
+SP_NODISCARD sp_status sp_stage_run(sp_stage *s, sp_err *err);
+
+/** Takes one frame; for tests, and for a rank that has other frames to look at in between.
+ * SP_AGAIN: it was not for a stage and nothing was done. */
+SP_NODISCARD sp_status sp_stage_take(sp_stage *s, const sp_frame *frame, sp_err *err);
+
+int32_t sp_stage_seq_count(const sp_stage *s); /* sequences it keeps */
+bool sp_stage_check(const sp_stage *s);

@@ -1,0 +1,233 @@
+#!/bin/bash
+# The figures that matter, as ratios where that is possible: this machine's own speed cancels out.
+#
+#   make bench                                  all of them, about two minutes
+#   tests/bench.sh http prefix                  some: http prefix start idle vllm
+#   VLLM_PYTHON=/venv/bin/python make bench     also vLLM on the same model, in the same run
+#
+# A benchmark is no test: nothing fails here. "floor" is what must hold, "goal" what is wanted.
+# Medians, because others use the machine too; what is compared is measured in turns.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+superpod=build/release/superpod
+model=configs/podling
+dir=$(mktemp -d)
+servers=()
+trap 'stop_all; rm -rf "$dir"' EXIT
+
+stop_all() {
+    local pid child
+    for pid in ${servers[@]+"${servers[@]}"}; do
+        kill -TERM "$pid" 2>/dev/null || continue
+        for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null && sleep 0.1 || break; done
+        for child in $(ps -o pid= --sid "$pid"); do kill -KILL "$child" 2>/dev/null; done
+        wait "$pid" 2>/dev/null
+    done
+    servers=()
+}
+
+row() { printf '%-46s %14s %12s %12s\n' "$@"; }
+median_of() { printf '%s\n' "$@" | sort -n | awk '{ v[NR] = $1 } END { if (NR) print (NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2) }'; }
+calc() { awk "BEGIN { printf \"$1\", ($2) }"; } # parentheses: ">" would be a file
+now_us() { echo "${EPOCHREALTIME/[.,]/}"; }
+
+# A pause of milliseconds that starts no process.
+exec {never}<> <(:)
+pause() { read -rt "$1" -u "$never" || true; }
+
+listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+free_port() {
+    local port
+    while port=$((10000 + (BASHPID * 37 + RANDOM) % 20000)) && listening "$port"; do :; done
+    echo "$port"
+}
+# /health of $port answers 200; asked without starting a process.
+healthy() {
+    local conn line=
+    { exec {conn}<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || return 1
+    printf 'GET /health HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nConnection: close\r\n\r\n' "$port" >&"$conn"
+    read -rt 5 line <&"$conn"
+    exec {conn}>&-
+    [[ $line == "HTTP/1.1 200"* ]]
+}
+# Starts a command in a session of its own and waits for its /health: `server`, `ready_ms`.
+start() { # seconds command...
+    local limit=$1 began
+    shift
+    began=$(now_us)
+    setsid "$@" >"$dir/server.out" 2>"$dir/server.err" </dev/null &
+    server=$!
+    servers+=("$server")
+    until healthy; do
+        pause 0.002
+        if ! kill -0 "$server" 2>/dev/null || [ $(($(now_us) - began)) -gt $((limit * 1000000)) ]; then
+            echo "not healthy: $(tail -n 2 "$dir/server.err")" >&2
+            exit 1
+        fi
+    done
+    ready_ms=$(calc %.1f "($(now_us) - $began) / 1000")
+    url=http://127.0.0.1:$port
+}
+start_superpod() {
+    port=$(free_port)
+    start 20 "$superpod" serve --model $model --port "$port" --quiet
+}
+
+metric() { curl -sS "$url/metrics" | awk -v name="$1" 'index($0, name) == 1 { sum += $NF } END { printf "%.9f", sum }'; }
+# load STREAMS TOKENS: output tokens a second of `superpod bench http` against $url; the first
+# request of each stream warms.
+load() {
+    "$superpod" bench http --url "$url" --streams "$1" --warmup "$1" --requests "$(($1 * 2))" \
+        --prompt-tokens 32 --max-tokens "$2" --json >"$dir/load" 2>"$dir/load.err" ||
+        echo "load of $url: $(tail -n 1 "$dir/load.err") $(jq -c .failures "$dir/load")" >&2
+    jq -r .output_tokens_per_s "$dir/load"
+}
+
+# ---- what HTTP, head and ring cost against the bare step -----------------------------------------
+bench_http() {
+    local i step=() one=() many=()
+    start_superpod
+    load 1 50 >/dev/null # warm
+    for i in 1 2 3 4 5; do
+        step+=("$("$superpod" bench step --model $model --steps 200 | jq -r .tok_per_s)")
+        one+=("$(load 1 200)")
+    done
+    local s o
+    s=$(median_of "${step[@]}")
+    o=$(median_of "${one[@]}")
+    row "bare decode step, 1 sequence" "$(calc %.0f "$s") tok/s" - -
+    row "1 stream over HTTP, 200 tokens" "$(calc %.0f "$o") tok/s" - -
+    row "  of the bare step" "$(calc %.2f "$o / $s")" 0.5 0.8
+
+    local steps cpu events http_cpu
+    steps=$(metric superpod:engine_steps_total) cpu=$(metric superpod:engine_step_cpu_seconds_total)
+    events=$(metric superpod:http_events_total) http_cpu=$(metric superpod:http_event_cpu_seconds_total)
+    for i in 1 2 3; do many+=("$(load 32 100)"); done
+    many_rate=$(median_of "${many[@]}")
+    row "32 streams over HTTP, 100 tokens each" "$(calc %.0f "$many_rate") tok/s" - -
+    steps=$(calc %.9f "$(metric superpod:engine_steps_total) - $steps")
+    cpu=$(calc %.9f "$(metric superpod:engine_step_cpu_seconds_total) - $cpu")
+    events=$(calc %.9f "$(metric superpod:http_events_total) - $events")
+    http_cpu=$(calc %.9f "$(metric superpod:http_event_cpu_seconds_total) - $http_cpu")
+    row "  engine thread a step, 32 sequences" "$(calc %.1f "$steps > 0 ? $cpu / $steps * 1e6 : 0") us" "50 us" -
+    row "  HTTP thread an event" "$(calc %.1f "$events > 0 ? $http_cpu / $events * 1e6 : 0") us" "10 us" -
+    stop_all
+}
+
+# ---- a prompt of about 1,500 tokens, never seen and seen ------------------------------------------
+bench_prefix() {
+    local i body first=() second=()
+    start_superpod
+    for i in 1 2 3 4 5 6 7; do
+        body=$(awk -v s="$i" 'BEGIN { printf "{\"max_tokens\": 1, \"temperature\": 0, \"prompt\": ["
+            for (i = 0; i < 1500; i++) { s = (s * 16807 + 11) % 2147483647; printf "%s%d", i ? "," : "", 5 + s % 2000 }
+            print "]}" }')
+        first+=("$(timed "$body")")
+        second+=("$(timed "$body")")
+    done
+    local f s
+    f=$(median_of "${first[@]}")
+    s=$(median_of "${second[@]}")
+    row "1,500 tokens never seen: first token" "$(calc %.1f "$f * 1000") ms" - -
+    row "1,500 tokens seen before: first token" "$(calc %.1f "$s * 1000") ms" - -
+    row "  never seen / seen" "$(calc %.1f "$f / $s") x" "3 x" "10 x"
+    stop_all
+}
+timed() { curl -sS -o /dev/null -w '%{time_total}' -H 'Content-Type: application/json' -d "$1" "$url/v1/completions"; }
+
+# ---- from exec to the first answer ----------------------------------------------------------------
+bench_start() {
+    local i began first=() ready=()
+    for i in $(seq 10); do
+        began=$(now_us)
+        "$superpod" run --model $model --temperature 0 "What is superpod?" 2>/dev/null </dev/null | {
+            read -rN 1 _
+            calc %.1f "($(now_us) - $began) / 1000" >"$dir/first"
+            cat >/dev/null
+        }
+        first+=("$(cat "$dir/first")")
+        start_superpod
+        ready+=("$ready_ms")
+        stop_all
+    done
+    row "superpod run: exec to the first character" "$(median_of "${first[@]}") ms" - -
+    row "superpod serve: exec to /health 200" "$(median_of "${ready[@]}") ms" - -
+}
+
+# ---- what doing nothing costs ----------------------------------------------------------------------
+cpu_ns() { # of all threads of a session
+    local pid
+    for pid in $(ps -o pid= --sid "$1"); do cat /proc/"$pid"/task/*/schedstat 2>/dev/null; done |
+        awk '{ sum += $1 } END { printf "%d", sum }'
+}
+resident_kb() {
+    local pid
+    for pid in $(ps -o pid= --sid "$1"); do cat "/proc/$pid/status" 2>/dev/null; done |
+        awk '/^VmRSS:/ { sum += $2 } END { print sum }'
+}
+bench_idle() {
+    local before after began i fd fds=()
+    start_superpod
+    load 4 20 >/dev/null
+    before=$(cpu_ns "$server") began=$(now_us)
+    sleep 10
+    after=$(cpu_ns "$server")
+    row "idle, of one core over 10 s" "$(calc %.3f "($after - $before) / (($(now_us) - $began) * 1000) * 100") %" "1 %" "0.1 %"
+    row "resident, all processes" "$(calc %.1f "$(resident_kb "$server") / 1024") MiB" - -
+
+    ulimit -n 4096 2>/dev/null || true
+    before=$(resident_kb "$server")
+    for i in $(seq 1000); do
+        { exec {fd}<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || break
+        fds+=("$fd")
+    done
+    # A request on the last one: once it is answered the server has seen them all.
+    healthy || true
+    sleep 1
+    after=$(resident_kb "$server")
+    row "${#fds[@]} idle connections, each" "$(calc %.1f "($after - $before) / ${#fds[@]}") KiB" "50 KiB" "10 KiB"
+    for fd in "${fds[@]}"; do exec {fd}>&-; done
+    stop_all
+}
+
+# ---- vLLM's CPU build on the same model, in turns with ours ----------------------------------------
+bench_vllm() {
+    local python=${VLLM_PYTHON:-} ours_port theirs_port ours theirs i ready
+    if [ -z "$python" ]; then
+        row "vLLM on the same model" "not asked" - -
+        return
+    fi
+    ours_port=$(free_port) theirs_port=$(free_port)
+    port=$theirs_port
+    export OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1
+    # shellcheck disable=SC2086 # several options
+    start 180 "$(dirname "$python")/vllm" serve $model --served-model-name podling --max-model-len 2048 \
+        --max-num-seqs 64 --port "$theirs_port" ${VLLM_OPTIONS:-}
+    ready=$ready_ms
+    theirs=$url
+    port=$ours_port
+    start 20 "$superpod" serve --model $model --served-model-name podling --port "$ours_port" --quiet
+    ours=$url
+    row "exec to /health 200: vLLM / superpod" "$(calc %.0f "$ready / $ready_ms") x" - -
+
+    local streams tokens a b ours_rate theirs_rate
+    for streams in 1 32; do
+        tokens=$((streams == 1 ? 200 : 100))
+        a=() b=()
+        for i in 1 2 3 4; do # the first turn warms both
+            a+=("$(url=$ours && load "$streams" "$tokens")")
+            b+=("$(url=$theirs && load "$streams" "$tokens")")
+        done
+        ours_rate=$(median_of "${a[@]:1}")
+        theirs_rate=$(median_of "${b[@]:1}")
+        row "$streams streams x $tokens tokens: superpod" "$(calc %.0f "$ours_rate") tok/s" - -
+        row "$streams streams x $tokens tokens: vLLM" "$(calc %.0f "$theirs_rate") tok/s" - -
+        row "  superpod / vLLM" "$(calc %.2f "$ours_rate / $theirs_rate")" 1 -
+    done
+    stop_all
+}
+
+[ -x $superpod ] || { echo "not built: $superpod" >&2 && exit 1; }
+[ $# -gt 0 ] || set -- http prefix start idle vllm
+row figure value floor goal
+for part in "$@"; do "bench_$part"; done

@@ -1,0 +1,250 @@
+#include "tests/engine_pod.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <string.h>
+
+static const int32_t EOS_IDS[] = {EOS};
+
+/* ---- a pod of two threads ---- */
+
+sp_engine_config pod_config(void) {
+    sp_engine_config c = SP_ENGINE_CONFIG_DEFAULT;
+    c.max_num_seqs = 8;
+    c.max_batched_tokens = 64;
+    c.max_model_len = 200;
+    c.n_vocab = VOCAB;
+    c.eos_ids = EOS_IDS;
+    c.n_eos_ids = 1;
+    return c;
+}
+
+void pod_wait_state(pod *p, sp_engine_state want) {
+    int64_t until = sp_now_ns() + 20 * SP_NS_PER_S;
+    while (sp_engine_get_state(p->engine) != want) {
+        struct pollfd f = {.fd = sp_engine_event_fd(p->engine), .events = POLLIN};
+        poll(&f, 1, 50);
+        CU_ASSERT_FATAL(sp_now_ns() < until);
+        if (f.revents) break; /* events, or news of a state */
+    }
+    while (sp_engine_get_state(p->engine) != want) {
+        CU_ASSERT_FATAL(sp_now_ns() < until);
+        sched_yield();
+    }
+}
+
+void pod_start(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed) {
+    sp_wire_ready offer = sp_fake_offer(c->n_vocab, n_blocks, c->block_tokens);
+    p->config = *c;
+    sp_fake_rank_start(&p->rank, &offer, c->eos_ids, c->n_eos_ids, 0, allowed);
+    sp_err err = {0};
+    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p->engine, c, p->rank.head, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_engine_start(p->engine, &err), SP_OK);
+    pod_wait_state(p, SP_ENGINE_READY);
+}
+
+void pod_end(pod *p) {
+    sp_engine_stop(p->engine);
+    CU_ASSERT(sp_engine_check(p->engine));
+    sp_engine_destroy(p->engine);
+    sp_fake_rank_fini(&p->rank);
+}
+
+/* ---- requests as the test sees them ---- */
+
+void ask_init(ask *a, int32_t n_prompt, int32_t seed) {
+    memset(a, 0, sizeof *a);
+    a->n_prompt = n_prompt;
+    for (int32_t i = 0; i < n_prompt; i++) a->prompt[i] = (seed * 31 + i * 7) % VOCAB;
+    a->params = SP_GEN_PARAMS_DEFAULT;
+    a->params.temperature = 0;
+    a->params.ignore_eos = true;
+    a->n_cached = -1;
+}
+
+sp_status ask_submit(pod *p, ask *a, int64_t deadline_ns, sp_err *err) {
+    sp_engine_request req = {.user = a,
+                             .prompt = a->prompt,
+                             .n_prompt = a->n_prompt,
+                             .params = &a->params,
+                             .deadline_ns = deadline_ns,
+                             .priority = a->priority,
+                             .cache_salt = a->salt};
+    sp_status st = sp_engine_submit(p->engine, &req, &a->id, err);
+    if (st == SP_OK) a->live = true;
+    return st;
+}
+
+void ask_must_submit(pod *p, ask *a) {
+    sp_err err = {0};
+    CU_ASSERT_EQUAL_FATAL(ask_submit(p, a, SP_NEVER, &err), SP_OK);
+}
+
+static float oracle_row[VOCAB];
+
+/* The row of position `n - 1`, and whether an event's row equals it. */
+static bool same_row(const ask *a, const sp_event *ev) {
+    int32_t tokens[600], n = ev->logits_position + 1, c = ev->choice;
+    memcpy(tokens, a->prompt, (size_t)a->n_prompt * sizeof *tokens);
+    memcpy(tokens + a->n_prompt, a->out[c], (size_t)a->n_out[c] * sizeof *tokens);
+    if (n > a->n_prompt + a->n_out[c] || ev->n_vocab != VOCAB) return false;
+    sp_null_model_logits(tokens, n, oracle_row, VOCAB);
+    return memcmp(oracle_row, ev->logits, sizeof oracle_row) == 0;
+}
+
+void check_logprobs(const sp_token_logprobs *lp, const int32_t *tokens, int32_t position,
+                    int32_t n_top) {
+    static sp_sampler *sampler;
+    if (!sampler) sampler = sp_sampler_create(VOCAB);
+    sp_sample want = {0};
+    sp_null_model_logits(tokens, position, oracle_row, VOCAB);
+    sp_sampler_logprobs(sampler, oracle_row, VOCAB, tokens[position], n_top, &want);
+    CU_ASSERT_EQUAL(lp->id, tokens[position]);
+    CU_ASSERT(lp->logprob == want.logprob && lp->rank == want.rank && lp->n_top == want.n_top);
+    for (int i = 0; i < lp->n_top && i < want.n_top; i++)
+        CU_ASSERT(lp->top[i].id == want.top[i].id && lp->top[i].logprob == want.top[i].logprob);
+}
+
+static void take_prompt_logprobs(ask *a, const sp_event *ev) {
+    CU_ASSERT(ev->choice == 0 && a->n_prompt_logprobs == 0);
+    CU_ASSERT_EQUAL(ev->n_prompt_logprobs, a->n_prompt);
+    CU_ASSERT_PTR_NULL(ev->prompt_logprobs[0]);
+    for (int32_t i = 1; i < ev->n_prompt_logprobs; i++) {
+        CU_ASSERT_PTR_NOT_NULL_FATAL(ev->prompt_logprobs[i]);
+        check_logprobs(ev->prompt_logprobs[i], a->prompt, i, a->params.n_prompt_logprobs);
+    }
+    a->n_prompt_logprobs = ev->n_prompt_logprobs;
+}
+
+void ask_take(ask *a, const sp_event *ev) {
+    int32_t c = ev->choice;
+    CU_ASSERT_FATAL(a->live && c >= 0 && c < a->params.n && a->id == ev->id);
+    CU_ASSERT_FALSE(a->cancelled[c]);
+    CU_ASSERT_EQUAL(a->finish[c], SP_FINISH_NONE);
+    if (a->n_cached < 0) a->n_cached = ev->n_cached;
+    if (ev->prompt_logprobs) take_prompt_logprobs(a, ev);
+    if (ev->logits) {
+        CU_ASSERT(same_row(a, ev));
+        a->n_rows++;
+    }
+    for (int32_t i = 0; i < ev->n_tokens; i++) {
+        CU_ASSERT_FATAL(a->n_out[c] < OUT_MAX);
+        a->out[c][a->n_out[c]++] = ev->tokens[i];
+        CU_ASSERT_EQUAL(ev->logprobs[i] != NULL, a->params.n_logprobs >= 0);
+    }
+    a->finish[c] = ev->finish;
+    a->stop_id[c] = ev->stop_id;
+    a->error[c] = ev->error;
+    memcpy(a->text, ev->error_text, sizeof a->text);
+}
+
+/* Takes what waits; false when nothing came for too long. */
+bool pod_pump(pod *p, int wait_ms) {
+    sp_event ev[16];
+    int n = sp_engine_events(p->engine, ev, 16);
+    if (n == 0) {
+        struct pollfd f = {.fd = sp_engine_event_fd(p->engine), .events = POLLIN};
+        if (poll(&f, 1, wait_ms) == 0) return false;
+        n = sp_engine_events(p->engine, ev, 16);
+    }
+    for (int i = 0; i < n; i++) {
+        ask_take(ev[i].user, &ev[i]);
+        sp_event_release(&ev[i]);
+    }
+    return true;
+}
+
+bool ask_over(const ask *a) {
+    int over = 0;
+    for (int32_t c = 0; c < a->params.n; c++)
+        over += a->cancelled[c] || a->finish[c] != SP_FINISH_NONE;
+    return over == a->params.n;
+}
+
+void pod_finish(pod *p, ask *asks, int n) {
+    int64_t until = sp_now_ns() + 60 * SP_NS_PER_S;
+    for (int i = 0; i < n;) {
+        if (!asks[i].live || ask_over(&asks[i])) {
+            i++;
+            continue;
+        }
+        (void)pod_pump(p, 1000);
+        CU_ASSERT_FATAL(sp_now_ns() < until);
+    }
+}
+
+static bool has(const int32_t *ids, int32_t n, int32_t id) {
+    for (int32_t i = 0; i < n; i++)
+        if (ids[i] == id) return true;
+    return false;
+}
+
+expectation expect(const ask *a, int32_t choice, int32_t max_model_len) {
+    static sp_sampler *sampler;
+    if (!sampler) sampler = sp_sampler_create(VOCAB);
+    expectation x = {.finish = SP_FINISH_LENGTH};
+    int32_t tokens[600], n = a->n_prompt;
+    memcpy(tokens, a->prompt, (size_t)n * sizeof *tokens);
+    int32_t most =
+        max_model_len - n < a->params.max_tokens ? max_model_len - n : a->params.max_tokens;
+    while (x.n < most) {
+        sp_null_model_logits(tokens, n, oracle_row, VOCAB);
+        sp_sample_input in = {.logits = oracle_row,
+                              .n_vocab = VOCAB,
+                              .params = &a->params,
+                              .prompt = tokens,
+                              .n_prompt = a->n_prompt,
+                              .output = tokens + a->n_prompt,
+                              .n_output = x.n,
+                              .eos_ids = EOS_IDS,
+                              .n_eos_ids = 1,
+                              .choice = choice,
+                              .position = n};
+        sp_sample got;
+        CU_ASSERT_EQUAL_FATAL(sp_sampler_draw(sampler, &in, &got), SP_OK);
+        tokens[n++] = x.out[x.n++] = got.id;
+        bool eos = got.id == EOS && !a->params.ignore_eos;
+        if (!eos && !has(a->params.stop_ids, a->params.n_stop_ids, got.id)) continue;
+        x.finish = SP_FINISH_STOP;
+        x.stop_id = eos ? -1 : got.id;
+        break;
+    }
+    return x;
+}
+
+void ask_check(const ask *a, int32_t max_model_len) {
+    for (int32_t c = 0; c < a->params.n; c++) {
+        if (a->cancelled[c] || a->finish[c] == SP_FINISH_ERROR) continue;
+        expectation x = expect(a, c, max_model_len);
+        CU_ASSERT_EQUAL_FATAL(a->n_out[c], x.n);
+        CU_ASSERT_FATAL(memcmp(a->out[c], x.out, (size_t)x.n * sizeof x.out[0]) == 0);
+        CU_ASSERT_EQUAL(a->finish[c], x.finish);
+        if (x.finish == SP_FINISH_STOP) CU_ASSERT_EQUAL(a->stop_id[c], x.stop_id);
+    }
+}
+
+void pod_drain(pod *p) {
+    sp_engine_drain(p->engine);
+    int64_t until = sp_now_ns() + 30 * SP_NS_PER_S;
+    while (sp_engine_get_state(p->engine) != SP_ENGINE_DRAINED) {
+        (void)pod_pump(p, 10);
+        CU_ASSERT_FATAL(sp_now_ns() < until);
+    }
+    sp_fake_rank_join(&p->rank);
+    CU_ASSERT_EQUAL(p->rank.ended, SP_OK);
+    CU_ASSERT_EQUAL(sp_stage_seq_count(p->rank.stage), 0);
+}
+
+int64_t pod_gauge(pod *p, size_t offset) {
+    return sp_gauge_get(
+        (const sp_gauge *)((const char *)sp_engine_get_metrics(p->engine) + offset));
+}
+uint64_t pod_counter(pod *p, size_t offset) {
+    return sp_counter_get(
+        (const sp_counter *)((const char *)sp_engine_get_metrics(p->engine) + offset));
+}
+uint64_t pod_observed(const sp_histogram *h) {
+    uint64_t n = 0;
+    for (int i = 0; i <= h->n_bounds; i++) n += h->buckets[i];
+    return n;
+}

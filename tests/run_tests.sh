@@ -1,0 +1,87 @@
+#!/bin/bash
+# Builds and runs every test, as `./test` and `make test` do; installs nothing.
+#
+#   release       every unit test, then the end-to-end scripts of tests/e2e
+#   asan (+ubsan) every unit test, then a share of the end-to-end scripts
+#   tsan          the unit tests of what runs in threads
+#
+# The last line is "N passed, N failed, N skipped": single tests, added up over all programs and
+# modes. A build that fails counts as one failed test.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+threaded='/(comm|engine|frontend)/|/test_(thread|metric|log|cpu_pool)$'
+e2e_on_asan=(podling_chat bad_input)
+
+passed=0 failed=0 skipped=0 failures=()
+
+# Shows a step's output as it comes and adds its last line to the sums.
+count() {
+    local title=$1 log started=$SECONDS
+    shift
+    log=build/test-step.log
+    echo "== $title"
+    "$@" 2>&1 | tee "$log"
+    local status=${PIPESTATUS[0]}
+    if [[ $(tail -n 1 "$log") =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
+        passed=$((passed + BASH_REMATCH[1]))
+        failed=$((failed + BASH_REMATCH[2]))
+        skipped=$((skipped + BASH_REMATCH[3]))
+        [ "${BASH_REMATCH[2]}" = 0 ] || failures+=("$title")
+    elif [ "$status" = 0 ]; then
+        status=1 # it said nothing of its tests: that is no success
+        failed=$((failed + 1)) && failures+=("$title: no last line")
+    else
+        failed=$((failed + 1)) && failures+=("$title: status $status")
+    fi
+    echo "   $((SECONDS - started)) s"
+}
+
+# Builds quietly; the compiler's words are shown when it fails.
+build() {
+    local title=$1 started=$SECONDS
+    shift
+    echo "== $title"
+    if ! make --no-print-directory -j2 "$@" >build/make.log 2>&1; then
+        grep -vE '^  (compile|link) ' build/make.log | tail -n 60
+        failed=$((failed + 1))
+        failures+=("$title")
+        return 1
+    fi
+    grep -B2 -A6 'warning:' build/make.log | head -n 40
+    echo "   $((SECONDS - started)) s"
+}
+
+unit_programs() { find tests -name 'test_*.c' | sort | sed 's/\.c$//'; }
+
+helpers() { find tests/e2e -name '*.c' | sort | sed "s#^#build/$1/#; s#\.c\$##"; }
+
+mkdir -p build
+# shellcheck disable=SC2046 # names of ours, one word each
+if build "build (release)" all tests $(helpers release); then
+    count "unit tests (release)" tests/run_unit.sh build/release
+    for script in tests/e2e/*.sh; do
+        name=$(basename "$script" .sh)
+        [ "$name" = lib ] || count "end to end: $name" "$script"
+    done
+fi
+# shellcheck disable=SC2046
+if build "build (asan)" MODE=asan all tests $(helpers asan); then
+    count "unit tests (asan, ubsan)" tests/run_unit.sh build/asan
+    for name in "${e2e_on_asan[@]}"; do
+        count "end to end (asan): $name" env SUPERPOD_BUILD=build/asan "tests/e2e/$name.sh"
+    done
+fi
+mapfile -t programs < <(unit_programs | grep -E "$threaded")
+if [ ${#programs[@]} -gt 0 ] &&
+    build "build (tsan)" MODE=tsan "${programs[@]/#/build/tsan/}"; then
+    count "unit tests (tsan)" tests/run_unit.sh build/tsan "${programs[@]}"
+fi
+
+if [ ${#failures[@]} -gt 0 ]; then
+    echo "failed:"
+    printf '  %s\n' "${failures[@]}"
+fi
+echo "took $SECONDS s"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
