@@ -135,9 +135,12 @@ bool sp_field_number(sp_fields *f, const sp_json_node *o, const char *key, doubl
     else
         snprintf(got, sizeof got, "%s", seen(v));
     const char *from = above_min ? "above" : "from";
-    if (isinf(min)) sp_fields_bad(f, key, "want a finite number, got %s", got);
-    else if (isinf(max)) sp_fields_bad(f, key, "want a finite number %s %g, got %s", from, min, got);
-    else sp_fields_bad(f, key, "want a number %s %g to %g, got %s", from, min, max, got);
+    if (isinf(min))
+        sp_fields_bad(f, key, "want a finite number, got %s", got);
+    else if (isinf(max))
+        sp_fields_bad(f, key, "want a finite number %s %g, got %s", from, min, got);
+    else
+        sp_fields_bad(f, key, "want a number %s %g to %g, got %s", from, min, max, got);
     return false;
 }
 

@@ -226,12 +226,5 @@ void sp_gen_take_event(sp_gen *g, sp_gen_prompt *p, sp_event *ev) {
         return;
     }
     if (g->opt.stream) write_out(g, p, c, prompt_came);
-    if (g->opt.stream && sp_http_stream_is_full(g->call)) {
-        sp_http_call *call = g->call;
-        g->call = NULL;
-        sp_http_cut(call, true);
-        sp_gen_end(g);
-        return;
-    }
     if (g->n_live == 0) complete(g);
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #define EVENTS_A_TIME 64
+#define BATCHES_A_TURN 16
 #define PRIME_TOKENS 16 /* of the prompt, for decoders that look back */
 #define SLOTS_MAX (1 << 20)
 
@@ -431,14 +432,16 @@ void sp_gen_start(sp_front *front, sp_http_call *call, const sp_gen_api *api) {
 
 void sp_gens_take_events(sp_gens *all) {
     sp_event events[EVENTS_A_TIME];
-    int n;
-    while ((n = sp_engine_events(all->front->engine, events, EVENTS_A_TIME)) > 0) {
+    /* Bounded, so that sockets get their turn; the descriptor stays readable while events wait. */
+    for (int batch = 0; batch < BATCHES_A_TURN; batch++) {
+        int n = sp_engine_events(all->front->engine, events, EVENTS_A_TIME);
         for (int i = 0; i < n; i++) {
             slot *s = find_slot(all, events[i].user);
             if (s) sp_gen_take_event(s->gen, &s->gen->prompts[s->prompt], &events[i]);
             sp_event_release(&events[i]);
         }
         all->front->n_events += (uint64_t)n;
+        if (n == 0) return;
     }
 }
 

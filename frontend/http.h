@@ -93,8 +93,7 @@ void sp_http_reply(sp_http_call *c, int status, const char *content_type, const 
 /** Answers 200 in pieces: chunked, or until the close for HTTP/1.0. */
 void sp_http_stream_begin(sp_http_call *c, const char *content_type, const char *headers);
 /** Where to append bytes of the stream; they leave at the end of this turn of the loop. The buffer
- * must not be kept beyond it, nor shortened. */
+ * must not be kept beyond it, nor shortened. A reader that then leaves more than max_unsent_bytes
+ * untaken is cut, and `gone` told. */
 sp_buf *sp_http_stream_buf(sp_http_call *c);
-bool sp_http_stream_is_full(const sp_http_call *c); /* the reader is too slow: cut it */
 void sp_http_stream_end(sp_http_call *c);
-void sp_http_cut(sp_http_call *c, bool too_slow); /* drops the connection; calls no `gone` */

@@ -66,12 +66,6 @@ void sp_http_conn_kill(sp_http_call *c) {
     if (gone) gone(gone_ctx);
 }
 
-void sp_http_cut(sp_http_call *c, bool too_slow) {
-    if (too_slow) c->http->stats.cut_slow++;
-    if (c->req) c->req->gone = NULL;
-    sp_http_conn_kill(c);
-}
-
 /* Writing. */
 
 static void open_chunk(sp_http_call *c) {
@@ -322,6 +316,11 @@ static void on_ready(void *ctx, unsigned ready) {
 void sp_http_conn_flush(sp_http_call *c) {
     if (c->state == SP_HTTP_STATE_DEAD) return;
     if (sp_http_conn_unsent(c) > 0 || c->state == SP_HTTP_STATE_CLOSING) write_out(c);
+    if (c->streaming && sp_http_conn_unsent(c) > c->http->config.max_unsent_bytes) {
+        c->http->stats.cut_slow++;
+        sp_http_conn_kill(c);
+        return;
+    }
     if (c->state == SP_HTTP_STATE_HEAD && c->in.len > c->in_at) process(c);
     want(c);
 }
@@ -441,10 +440,6 @@ sp_buf *sp_http_stream_buf(sp_http_call *c) {
     if (c->chunked && c->chunk_at == NO_CHUNK) open_chunk(c);
     mark_dirty(c);
     return &c->out;
-}
-
-bool sp_http_stream_is_full(const sp_http_call *c) {
-    return sp_http_conn_unsent(c) > c->http->config.max_unsent_bytes;
 }
 
 void sp_http_stream_end(sp_http_call *c) {

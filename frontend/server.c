@@ -122,8 +122,9 @@ static void on_wake(void *ctx, unsigned ready) {
     if (grace_ms == NO_DRAIN) return;
     int64_t end = sp_now_ns() + grace_ms * SP_NS_PER_MS;
     if (!s->front.draining) {
-        sp_info("draining: %d requests in work, %lld ms to end them", sp_gens_count(s->front.gens),
-                (long long)grace_ms);
+        int n = sp_gens_count(s->front.gens);
+        sp_log_at(n ? SP_LOG_INFO : SP_LOG_DEBUG,
+                  "draining: %d requests in work, %lld ms to end them", n, (long long)grace_ms);
         s->grace_end_ns = end;
     }
     if (end < s->grace_end_ns) s->grace_end_ns = end;

@@ -42,7 +42,7 @@ sp_status sp_dev_open(sp_dev *dev, const sp_dev_config *config, sp_err *err) {
     }
     sp_dev d = {.ops = strcmp(c.backend, "ref") == 0 ? &sp_dev_ref : &sp_dev_cpu};
     SP_TRY(d.ops->open(&d, &c, err));
-    sp_info("backend %s: %s (asked for %s)", d.ops->name, d.detail, c.backend);
+    sp_debug("backend %s: %s (asked for %s)", d.ops->name, d.detail, c.backend);
     *dev = d;
     return SP_OK;
 }

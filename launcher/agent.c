@@ -71,9 +71,11 @@ static sp_status start_children(agent *a, int argc, char **argv, sp_err *err) {
 static void reap_one(agent *a, child *c, const char *name) {
     int status;
     if (!c->pid || waitpid(c->pid, &status, WNOHANG) != c->pid) return;
+    pid_t pid = c->pid;
     c->pid = 0;
     c->code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-    sp_debug("%s ended with %d", name, c->code);
+    if (c->code < 0 && a->kill_at_ns == SP_NEVER)
+        sp_error("%s (pid %d) was killed by signal %d", name, (int)pid, -c->code);
     /* The other one learns it from the ring, says its last words and ends. */
     sp_ring_mark_closed(a->ring_fd);
     a->kill_at_ns = sp_now_ns() + GRACE_NS;
@@ -121,11 +123,7 @@ static void wait_for_events(agent *a) {
 static int exit_code(const agent *a) {
     if (a->rank.code == SP_EXIT_CONFIG || a->rank.code == SP_EXIT_HARDWARE) return a->rank.code;
     if (a->stop_signals > 1 && a->head.code < 0) return 128 + SIGINT;
-    if (a->head.code < 0) {
-        sp_error("head was killed by signal %d", -a->head.code);
-        return SP_EXIT_PEER;
-    }
-    return a->head.code;
+    return a->head.code < 0 ? SP_EXIT_PEER : a->head.code;
 }
 
 static sp_status open_signals(agent *a, sp_err *err) {

@@ -112,7 +112,7 @@ static sp_status load_chat(head *h, sp_err *err) {
         return sp_chat_load_file(&h->chat, h->config.chat_template, h->tokenizer, err);
     sp_status st = sp_chat_load(&h->chat, h->model.dir, h->tokenizer, err);
     if (st != SP_E_NOTFOUND) return st;
-    sp_info("'%s' has no chat template: chat requests are refused", h->config.model);
+    sp_debug("'%s' has no chat template: chat requests are refused", h->config.model);
     return SP_OK;
 }
 

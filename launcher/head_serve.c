@@ -19,6 +19,7 @@ typedef struct ctl {
     const sp_front *front;
     sp_server *server;
     sp_wake done; /* the loop has ended */
+    bool told;    /* that it serves */
     int64_t started_ns;
 } ctl;
 
@@ -70,18 +71,18 @@ static bool wait_some(ctl *c, int timeout_ms) {
 
 static void *ctl_main(void *arg) {
     ctl *c = arg;
-    bool told = false, failed = false;
+    bool failed = false;
     for (;;) {
         sp_engine_state state = sp_engine_get_state(c->front->engine);
         if (state == SP_ENGINE_STARTING) show_progress(c, false);
-        if (state == SP_ENGINE_READY && !told) {
+        if (state == SP_ENGINE_READY && !c->told) {
             show_progress(c, true);
             say_ready(c);
-            told = true;
+            c->told = true;
         }
         if (state == SP_ENGINE_FAILED && !failed) {
             failed = true; /* running requests have been told; a moment to write it, then out */
-            sp_server_drain(c->server, 2000);
+            sp_server_drain(c->server, c->told ? 2000 : 0);
         }
         if (wait_some(c, state == SP_ENGINE_STARTING ? LOOK_MS : LOOK_FAILED_MS)) return NULL;
     }
@@ -143,6 +144,7 @@ int sp_head_serve(const sp_front *f) {
     if (st != SP_OK) return SP_EXIT_CONFIG;
     bool lost = sp_engine_get_state(f->engine) == SP_ENGINE_FAILED;
     char why[200];
-    if (lost) sp_error("%s", sp_engine_why(f->engine, why, sizeof why));
+    /* Before it served, the rank itself (or the agent) has said why. */
+    if (lost && c.told) sp_error("%s", sp_engine_why(f->engine, why, sizeof why));
     return lost ? SP_EXIT_PEER : SP_EXIT_OK;
 }

@@ -107,8 +107,7 @@ static sp_status add_members(variables *v, const sp_json_node *object, sp_err *e
         return SP_FAIL(err, SP_E_INVALID, "want an object of variables, got %s",
                        sp_json_type_name(sp_json_type_of(object)));
     for (const sp_json_node *m = sp_json_first(object); m; m = sp_json_next(m)) {
-        if (v->n == VARS_MAX)
-            return SP_FAIL(err, SP_E_TOOLONG, "more than %d variables", VARS_MAX);
+        if (v->n == VARS_MAX) return SP_FAIL(err, SP_E_TOOLONG, "more than %d variables", VARS_MAX);
         v->at[v->n++] = (sp_jinja_var){.name = sp_json_key(m).ptr, .value = m};
     }
     return SP_OK;

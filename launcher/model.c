@@ -2,7 +2,7 @@
 
 #include "kernels/dev.h"
 #include "runtime/base/mem.h"
-#include "runtime/format/model_dir.h"
+#include "runtime/model/weights.h"
 
 /* The tensors' own types count, not what config.json says of them. */
 static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir *dir, sp_err *err) {
@@ -38,6 +38,7 @@ sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
     if (st == SP_OK) st = sp_arch_find(&m.arch, &m.desc, err);
     sp_model_dir *tensors = NULL;
     if (st == SP_OK) st = sp_model_dir_open(&tensors, m.dir, err);
+    if (st == SP_OK) st = sp_weights_check(tensors, &m.desc, m.arch, err);
     if (st == SP_OK) st = plan_model(&m, config, tensors, err);
     sp_model_dir_close(tensors);
     if (st != SP_OK) {

@@ -429,7 +429,6 @@ static void fail(sp_engine *e, sp_err *err) {
     pthread_mutex_lock(&e->lock);
     memcpy(e->why, text, sizeof text);
     pthread_mutex_unlock(&e->lock);
-    sp_error("%s", text);
     end_all(e, SP_ENGINE_FAILED, SP_E_PEER_LOST, text);
 }
 

@@ -7,7 +7,7 @@
 #define PARTS_MAX 3
 
 typedef struct loader {
-    sp_dev *dev;
+    sp_dev *dev; /* NULL: only look whether everything is there */
     const sp_model_dir *dir;
     const sp_model_desc *desc;
     const sp_arch *arch;
@@ -54,6 +54,7 @@ static sp_status load_matrix(loader *l, sp_weight **out, const char *const *patt
         const sp_tensor *t;
         sp_arch_name(name, sizeof name, patterns[i], layer, ".weight");
         if ((st = get_matrix(l, name, rows[i], cols, &t)) != SP_OK) goto free_copies;
+        if (!l->dev) continue;
         const void *data = aligned(t, &copies[i]);
         if (!data) {
             st = SP_FAIL(l->err, SP_E_NOMEM, "no memory to align '%s'", name);
@@ -67,7 +68,7 @@ static sp_status load_matrix(loader *l, sp_weight **out, const char *const *patt
         }
         told(l, t);
     }
-    st = l->dev->ops->pack(l->dev, out, parts, n, &seg, l->err);
+    if (l->dev) st = l->dev->ops->pack(l->dev, out, parts, n, &seg, l->err);
     if (st != SP_OK) sp_err_context(l->err, "packing '%s'", name);
 free_copies:
     for (int i = 0; i < n; i++) sp_free(copies[i]);
@@ -86,32 +87,34 @@ static float element_f32(const sp_tensor *t, int32_t i) {
     return t->dtype == SP_DTYPE_BF16 ? sp_f32_of_bf16(half) : sp_f32_of_f16(half);
 }
 
+static sp_status get_vector(loader *l, const char *name, int32_t size, const sp_tensor **out) {
+    SP_TRY(sp_model_dir_get(l->dir, name, 1, (int64_t[]){size}, out, l->err));
+    sp_dtype t = (*out)->dtype;
+    if (t != SP_DTYPE_BF16 && t != SP_DTYPE_F16 && t != SP_DTYPE_F32)
+        return SP_FAIL(l->err, SP_E_UNSUPPORTED, "'%s' is %s, want BF16, F16 or F32", name,
+                       sp_dtype_name(t));
+    return SP_OK;
+}
+
 /* Concatenates vectors as f32 on the device. */
 static sp_status load_vector(loader *l, float **out, const char *const *patterns,
                              const int32_t *sizes, int n, int layer, const char *suffix) {
-    int64_t total = 0;
-    for (int i = 0; i < n; i++) total += sizes[i];
-    float *v = l->dev->ops->alloc(l->dev, (size_t)total * sizeof *v);
-    if (!v)
-        return SP_FAIL(l->err, SP_E_NOMEM, "no device memory for %lld values", (long long)total);
-    float *at = v;
+    const sp_tensor *t[PARTS_MAX];
+    size_t total = 0;
     for (int i = 0; i < n; i++) {
         char name[128];
-        const sp_tensor *t;
         sp_arch_name(name, sizeof name, patterns[i], layer, suffix);
-        sp_status st = sp_model_dir_get(l->dir, name, 1, (int64_t[]){sizes[i]}, &t, l->err);
-        if (st == SP_OK && t->dtype != SP_DTYPE_BF16 && t->dtype != SP_DTYPE_F16 &&
-            t->dtype != SP_DTYPE_F32)
-            st = SP_FAIL(l->err, SP_E_UNSUPPORTED, "'%s' is %s, want BF16, F16 or F32", name,
-                         sp_dtype_name(t->dtype));
-        if (st != SP_OK) {
-            l->dev->ops->free(l->dev, v, (size_t)total * sizeof *v);
-            return st;
-        }
-        for (int32_t k = 0; k < sizes[i]; k++) *at++ = element_f32(t, k);
-        told(l, t);
+        SP_TRY(get_vector(l, name, sizes[i], &t[i]));
+        total += (size_t)sizes[i];
     }
+    if (!l->dev) return SP_OK;
+    float *v = l->dev->ops->alloc(l->dev, total * sizeof *v);
+    if (!v) return SP_FAIL(l->err, SP_E_NOMEM, "no device memory for %zu values", total);
     *out = v;
+    for (int i = 0; i < n; i++) {
+        for (int32_t k = 0; k < sizes[i]; k++) *v++ = element_f32(t[i], k);
+        told(l, t[i]);
+    }
     return SP_OK;
 }
 
@@ -154,12 +157,32 @@ static sp_status load_ends(loader *l, sp_weights *w) {
     SP_TRY(load_matrix(l, &w->embed, &a->embed, &d->vocab, 1, 0, d->hidden, seg));
     SP_TRY(load_vector(l, &w->final_norm, &a->final_norm, &d->hidden, 1, 0, ".weight"));
     /* The references ignore an lm_head that comes with tied embeddings. */
-    bool tied = d->has_tie_key ? d->tie_embeddings : a->tie_default;
-    if (tied) {
+    if (sp_arch_is_tied(a, d)) {
         w->head = w->embed;
         return SP_OK;
     }
     return load_matrix(l, &w->head, &a->lm_head, &d->vocab, 1, 0, d->hidden, seg);
+}
+
+static sp_status load_all(loader *l, sp_weights *w) {
+    SP_TRY(load_ends(l, w));
+    for (int i = 0; i < l->desc->n_layers; i++) {
+        sp_layer_weights scratch = {0}, *layer = w->layers ? &w->layers[i] : &scratch;
+        sp_status st = load_attention(l, layer, i);
+        if (st == SP_OK) st = load_ffn(l, layer, i);
+        if (st != SP_OK) {
+            sp_err_context(l->err, "layer %d", i);
+            return st;
+        }
+    }
+    return SP_OK;
+}
+
+sp_status sp_weights_check(const sp_model_dir *dir, const sp_model_desc *desc, const sp_arch *arch,
+                           sp_err *err) {
+    loader l = {.dir = dir, .desc = desc, .arch = arch, .err = err};
+    sp_weights none = {0};
+    return load_all(&l, &none);
 }
 
 sp_status sp_weights_load(sp_weights *out, sp_dev *dev, const sp_model_dir *dir,
@@ -175,12 +198,7 @@ sp_status sp_weights_load(sp_weights *out, sp_dev *dev, const sp_model_dir *dir,
         .ffn = desc->intermediate,
     };
     if (!w.layers) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d layers", desc->n_layers);
-    sp_status st = load_ends(&l, &w);
-    for (int i = 0; i < desc->n_layers && st == SP_OK; i++) {
-        st = load_attention(&l, &w.layers[i], i);
-        if (st == SP_OK) st = load_ffn(&l, &w.layers[i], i);
-        if (st != SP_OK) sp_err_context(err, "loading layer %d", i);
-    }
+    sp_status st = load_all(&l, &w);
     if (st != SP_OK) {
         sp_weights_unload(&w);
         return st;

@@ -34,6 +34,11 @@ typedef struct sp_weights {
     int32_t n_layers, hidden, qkv_rows, ffn; /* sizes of the vectors, for freeing */
 } sp_weights;
 
+/** Proves that every tensor `desc` asks for is there with its type and shape; loads nothing.
+ * Errors: SP_E_NOTFOUND, SP_E_FORMAT, SP_E_UNSUPPORTED, as sp_weights_load(). */
+SP_NODISCARD sp_status sp_weights_check(const sp_model_dir *dir, const sp_model_desc *desc,
+                                        const sp_arch *arch, sp_err *err);
+
 /** Told after each tensor: bytes read so far, bytes in all. */
 typedef void sp_load_progress(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
 

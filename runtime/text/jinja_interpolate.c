@@ -150,8 +150,7 @@ sp_status sp_jval_percent(sp_jrun *r, sp_jval format, sp_jval value, sp_jval *ou
 
 typedef struct braces {
     const sp_jcall *c;
-    int next;  /* {} so far; -1: numbers are used */
-    bool auto_used;
+    int next; /* {} so far; -1: numbers are used */
     bool mark;
 } braces;
 
@@ -161,28 +160,31 @@ static bool number_word(sp_slice s) {
     return s.len > 0 && s.len < 10;
 }
 
-/* The argument a field begins with: nothing, a number or a keyword. */
-static sp_status first_value(sp_jrun *r, braces *b, sp_slice word, sp_jval *out) {
-    int64_t i = 0;
-    if (word.len && !number_word(word)) {
-        for (int k = 0; k < b->c->n_named; k++)
-            if (sp_slice_eq(b->c->names[k], word)) {
-                *out = b->c->named[k];
-                return SP_OK;
-            }
-        return sp_jrun_fail(r, "no argument '%.*s' for the format", (int)word.len, word.ptr);
-    }
-    bool numbered = word.len > 0;
-    if (numbered ? b->auto_used : b->next < 0)
+/* {} and {0}: which of the positional arguments, and not both in one text. A number with something
+ * behind it ("0.name") is not counted, as in Python. */
+static sp_status count_field(sp_jrun *r, braces *b, sp_slice field, int64_t *i) {
+    if (field.len ? b->next > 0 : b->next < 0)
         return sp_jrun_fail(r, "automatic and manual field numbering cannot be mixed");
-    if (numbered) {
+    *i = field.len ? 0 : b->next++;
+    if (!field.len) return SP_OK;
+    b->next = -1;
+    return sp_parse_i64(field, i);
+}
+
+/* The argument a field begins with: nothing, a number or a keyword. */
+static sp_status first_value(sp_jrun *r, braces *b, sp_slice field, sp_slice word, sp_jval *out) {
+    int64_t i = -1;
+    if (field.len == 0 || number_word(field))
+        SP_TRY(count_field(r, b, field, &i));
+    else if (number_word(word))
         SP_TRY(sp_parse_i64(word, &i));
-        b->next = -1;
-    } else {
-        i = b->next++;
-        b->auto_used = true;
-    }
-    if (i >= b->c->n) return sp_jrun_fail(r, "no argument %lld for the format", (long long)i);
+    for (int k = 0; k < b->c->n_named && i < 0; k++)
+        if (sp_slice_eq(b->c->names[k], word)) {
+            *out = b->c->named[k];
+            return SP_OK;
+        }
+    if (i < 0 || i >= b->c->n)
+        return sp_jrun_fail(r, "no argument '%.*s' for the format", (int)field.len, field.ptr);
     *out = b->c->pos[i];
     return SP_OK;
 }
@@ -191,7 +193,7 @@ static sp_status first_value(sp_jrun *r, braces *b, sp_slice word, sp_jval *out)
 static sp_status field_value(sp_jrun *r, braces *b, sp_slice name, sp_jval *out) {
     size_t i = 0;
     while (i < name.len && name.ptr[i] != '.' && name.ptr[i] != '[') i++;
-    SP_TRY(first_value(r, b, (sp_slice){name.ptr, i}, out));
+    SP_TRY(first_value(r, b, name, (sp_slice){name.ptr, i}, out));
     while (i < name.len) {
         bool item = name.ptr[i] == '[';
         size_t from = ++i;

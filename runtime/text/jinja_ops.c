@@ -312,26 +312,26 @@ sp_status sp_jval_getitem(sp_jrun *r, sp_jval obj, sp_jval key, sp_jval *out) {
 
 /* Python's rules: a missing end is the far end in the direction of the step, a negative one counts
  * from the end, and both are clamped. */
-static sp_status slice_bounds(sp_jrun *r, const sp_jval part[3], int64_t n, int64_t *from,
-                              int64_t *to, int64_t *step) {
-    for (int i = 0; i < 3; i++)
-        if (part[i].type != SP_J_NONE && !sp_jval_is_int(part[i]))
-            return part[i].type == SP_J_UNDEFINED
-                       ? sp_jval_fail_undefined(r, part[i])
-                       : sp_jrun_fail(r, "slice indices must be integers or None");
-    *step = part[2].type == SP_J_NONE ? 1 : sp_jval_as_int(part[2]);
-    if (*step == 0) return sp_jrun_fail(r, "slice step cannot be zero");
-    if (*step < -INT64_MAX) *step = -INT64_MAX;
-    int64_t low = *step > 0 ? 0 : -1, high = *step > 0 ? n : n - 1;
-    int64_t ends[2] = {*step > 0 ? low : high, *step > 0 ? high : low};
+static void slice_bounds(const sp_jval part[3], int64_t n, int64_t step, int64_t ends[2]) {
+    int64_t low = step > 0 ? 0 : -1, high = step > 0 ? n : n - 1;
+    ends[0] = step > 0 ? low : high;
+    ends[1] = step > 0 ? high : low;
     for (int i = 0; i < 2; i++) {
         if (part[i].type == SP_J_NONE) continue;
         int64_t v = sp_jval_as_int(part[i]);
         if (v < 0) v += n;
         ends[i] = v < low ? low : v > high ? high : v;
     }
-    *from = ends[0];
-    *to = ends[1];
+}
+
+static sp_status check_slice(sp_jrun *r, sp_jval obj, const sp_jval part[3]) {
+    if (obj.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, obj);
+    if (!is_sequence(obj) && obj.type != SP_J_RANGE)
+        return sp_jrun_fail(r, "'%s' object cannot be sliced", sp_jval_type_name(obj));
+    for (int i = 0; i < 3; i++)
+        if (part[i].type != SP_J_NONE && !sp_jval_is_int(part[i]))
+            return sp_jrun_fail(r, "slice indices must be integers or None, got %s",
+                                sp_jval_type_name(part[i]));
     return SP_OK;
 }
 
@@ -375,15 +375,17 @@ static sp_status slice_range(sp_jrun *r, const sp_jrange *g, int64_t from, int64
 }
 
 sp_status sp_jval_getslice(sp_jrun *r, sp_jval obj, const sp_jval part[3], sp_jval *out) {
-    size_t len;
-    int64_t from = 0, to = 0, step = 1;
-    if (obj.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, obj);
-    if ((!is_sequence(obj) && obj.type != SP_J_RANGE) || !sp_jval_len(obj, &len))
-        return sp_jrun_fail(r, "'%s' object cannot be sliced", sp_jval_type_name(obj));
-    SP_TRY(slice_bounds(r, part, (int64_t)len, &from, &to, &step));
-    int64_t span = step > 0 ? to - from : from - to, stride = step > 0 ? step : -step;
-    int64_t n = span <= 0 ? 0 : (span - 1) / stride + 1;
-    if (obj.type == SP_J_RANGE) return slice_range(r, obj.range, from, to, n, step, out);
+    size_t len = 0;
+    int64_t ends[2];
+    SP_TRY(check_slice(r, obj, part));
+    sp_jval_len(obj, &len);
+    int64_t step = part[2].type == SP_J_NONE ? 1 : sp_jval_as_int(part[2]);
+    if (step == 0) return sp_jrun_fail(r, "slice step cannot be zero");
+    if (step < -INT64_MAX) step = -INT64_MAX;
+    slice_bounds(part, (int64_t)len, step, ends);
+    int64_t from = ends[0], span = step > 0 ? ends[1] - from : from - ends[1];
+    int64_t n = span <= 0 ? 0 : (span - 1) / (step > 0 ? step : -step) + 1;
+    if (obj.type == SP_J_RANGE) return slice_range(r, obj.range, from, ends[1], n, step, out);
     if (obj.type == SP_J_STR) {
         SP_TRY(slice_string(r, obj, from, n, step, out));
         out->mark = obj.mark;

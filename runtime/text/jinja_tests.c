@@ -29,13 +29,30 @@ SIMPLE(is_mapping, self.type == SP_J_DICT)
 SIMPLE(is_iterable, sp_jval_iterable(self))
 SIMPLE(is_callable, sp_jval_callable(self))
 SIMPLE(is_escaped, self.type == SP_J_STR && self.mark)
-SIMPLE(is_filter, self.type == SP_J_STR && sp_jfilter_find(sp_jval_slice(self)))
-SIMPLE(is_test, self.type == SP_J_STR && sp_jtest_find(sp_jval_slice(self)))
 
 /* What has a length and items by number or key: an undefined value too, a view not. */
 SIMPLE(is_sequence, self.type == SP_J_UNDEFINED || self.type == SP_J_STR ||
                         self.type == SP_J_LIST || self.type == SP_J_TUPLE ||
                         self.type == SP_J_DICT || self.type == SP_J_RANGE)
+
+/* Whether a table has the name; asking needs something that can be a key. */
+static sp_status named_in(sp_jrun *r, sp_jval self, const sp_jspec *(*find)(sp_slice),
+                          sp_jval *out) {
+    if (!sp_jval_hashable(self))
+        return sp_jrun_fail(r, "unhashable type: '%s'", sp_jval_type_name(self));
+    return answer(out, self.type == SP_J_STR && find(sp_jval_slice(self)));
+}
+
+static sp_status is_filter(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,
+                           sp_jval *out) {
+    (void)v, (void)c;
+    return named_in(r, self, sp_jfilter_find, out);
+}
+static sp_status is_test(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,
+                         sp_jval *out) {
+    (void)v, (void)c;
+    return named_in(r, self, sp_jtest_find, out);
+}
 
 static sp_status letters_are(sp_jrun *r, sp_jval self, bool upper, sp_jval *out) {
     SP_TRY(sp_jval_to_str(r, self, &self));

@@ -361,12 +361,24 @@ static sp_status of_array(sp_jrun *r, const sp_json_node *node, sp_jval *out) {
     return SP_OK;
 }
 
+/* base/json.h gives a key without its NULs, each as the two bytes C0 80, which no UTF-8 holds. */
+static sp_status of_key(sp_jrun *r, sp_slice key, sp_jval *out) {
+    if (sp_slice_find(key, SP_SLICE("\xc0\x80"), 0) < 0) return sp_jval_str(r, key, out);
+    sp_jtext t = {0};
+    for (size_t i = 0; i < key.len; i++) {
+        bool nul = key.ptr[i] == '\xc0';
+        SP_TRY(sp_jtext_put(r, &t, nul ? (sp_slice){"", 1} : (sp_slice){&key.ptr[i], 1}));
+        i += nul;
+    }
+    return sp_jtext_done(r, &t, out);
+}
+
 static sp_status of_object(sp_jrun *r, const sp_json_node *node, sp_jval *out) {
     sp_jdict *d;
     SP_TRY(sp_jdict_create(r, (size_t)sp_json_count(node), &d));
     for (const sp_json_node *c = sp_json_first(node); c; c = sp_json_next(c)) {
         sp_jval k, v;
-        SP_TRY(sp_jval_str(r, sp_json_key(c), &k));
+        SP_TRY(of_key(r, sp_json_key(c), &k));
         SP_TRY(sp_jval_of_json(r, c, &v));
         SP_TRY(sp_jdict_put(r, d, k, v));
     }

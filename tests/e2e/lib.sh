@@ -181,7 +181,8 @@ answer() { jq -r "$1" "$DIR/body"; }
 expect_error() { # code regex
     expect_code "$1"
     expect_jq --argjson code "$1" '.error | (.message | type == "string" and length > 0)
-        and (.type | type == "string") and has("param") and .code == $code'
+        and (.type | type == "string") and has("param")
+        and (.code == $code or .code == "context_length_exceeded")'
     expect_match "the message" "$(answer .error.message)" "$2"
 }
 
@@ -202,7 +203,7 @@ split_events() { # file
 header() { awk -v name="$1" 'BEGIN { FS = ": " } tolower($1) == name { sub(/\r$/, ""); print $2 }' "$DIR/headers"; }
 
 # The value of one metric line, by a regular expression of its name and labels; nothing when absent.
-metric() { curl -sS -m 10 "$URL/metrics" | awk -v re="^$1" '$0 ~ re { print $NF; exit }'; }
+metric() { curl -sS -m 10 "$URL/metrics" | awk -v re="^$1" '!n && $0 ~ re { print $NF; n = 1 }'; }
 metric_is() { # regex value
     local got
     got=$(metric "$1")
@@ -231,7 +232,7 @@ run_cases() {
     local suite=$1 name status
     shift
     if [ "${E2E_CASE:-}" ]; then
-        trap 'kill_servers "$DIR"' EXIT
+        trap 'set +e; trap - ERR; kill_servers "$DIR"' EXIT
         trap 'exit 143' TERM
         trap 'on_error $LINENO "$BASH_COMMAND"' ERR
         set -e

@@ -106,17 +106,17 @@ sampled_tokens_of_the_command_line_and_http_are_equal() {
     stop_server
 }
 
-# 32 requests at once against the same 32 one after another.
-batch_sampled() { # folder
-    local seed pids=()
+# 32 requests at once, by one client: their ids, in order, in FOLDER/ids.
+batch_sampled() { # folder [extra-json]
+    local seed
     mkdir -p "$1"
     for seed in $(seq 32); do
-        sampled_body "$seed" >"$1/request-$seed"
-        curl -sS -m $((50 * SLOW)) -o "$1/answer-$seed" -H 'Content-Type: application/json' \
-            --data-binary "@$1/request-$seed" "$URL/v1/completions" &
-        pids+=($!)
-    done
-    wait "${pids[@]}"
+        sampled_body "$seed" "${2:-{\}}" >"$1/request-$seed"
+        [ "$seed" = 1 ] || echo next
+        printf '%s\n' "url = $URL/v1/completions" "data-binary = @$1/request-$seed" "output = $1/answer-$seed" \
+            'header = "Content-Type: application/json"' silent show-error "max-time = $((100 * SLOW))"
+    done >"$1/config"
+    curl --parallel --parallel-immediate --parallel-max 32 --config "$1/config"
     for seed in $(seq 32); do jq -c '.choices[0].token_ids' "$1/answer-$seed"; done >"$1/ids"
 }
 singles_sampled() { # file
@@ -124,10 +124,16 @@ singles_sampled() { # file
     for seed in $(seq 32); do sampled "$seed"; done >"$1"
 }
 sampled_tokens_alone_and_in_a_batch_of_32_are_equal() {
+    local before after
     start_server --model $PODLING
     singles_sampled "$DIR/alone"
+    before=$(metric superpod:engine_steps_total)
     batch_sampled "$DIR/together"
     expect_same_file "alone and together" "$DIR/together/ids" "$DIR/alone"
+    after=$(metric superpod:engine_steps_total)
+    # 1,280 tokens were made: four or more of them in the average step.
+    awk -v n=$((after - before)) 'BEGIN { exit !(n <= 320) }' ||
+        fail "$((after - before)) steps: they hardly ran together, the case proves nothing"
     stop_server
     # Without the cache, with another chunk, block and thread count.
     start_server --model $PODLING --no-enable-prefix-caching --max-num-batched-tokens 24 --block-size 32 --threads 1
@@ -153,14 +159,15 @@ sampled_tokens_of_a_prefix_hit_and_miss_are_equal() {
 }
 
 sampled_tokens_survive_preemption() {
-    start_server --model $PODLING
-    singles_sampled "$DIR/alone"
-    stop_server
-    # Room for about a quarter of what 32 sequences of up to 85 tokens want at once.
-    start_server --model $PODLING --num-gpu-blocks-override 40 --max-model-len 512
-    batch_sampled "$DIR/together"
-    expect_same_file "alone and preempted" "$DIR/together/ids" "$DIR/alone"
     local preemptions
+    start_server --model $PODLING
+    batch_sampled "$DIR/roomy" '{"max_tokens": 150}'
+    metric_is 'vllm:num_preemptions_total' 0 || fail "preempted where there is room"
+    stop_server
+    # Room for about a fifth of what 32 sequences of up to 195 tokens want at once.
+    start_server --model $PODLING --num-gpu-blocks-override 64 --max-model-len 512
+    batch_sampled "$DIR/tight" '{"max_tokens": 150}'
+    expect_same_file "with room and preempted" "$DIR/tight/ids" "$DIR/roomy/ids"
     preemptions=$(metric 'vllm:num_preemptions_total')
     awk -v n="${preemptions:-0}" 'BEGIN { exit !(n > 0) }' || fail "nothing was preempted: the case proves nothing"
     stop_server

@@ -43,9 +43,9 @@ static void all_f16_become_the_f32_of_the_same_value(void) {
         if (nan)
             wrong += !isnan(f);
         else if (inf)
-            wrong += !isinf(f) || signbit(f) != (h >> 15);
+            wrong += !isinf(f) || (signbit(f) != 0) != (h >= 0x8000);
         else
-            wrong += (double)f != value_of_f16((uint16_t)h) || signbit(f) != (h >> 15);
+            wrong += (double)f != value_of_f16((uint16_t)h) || (signbit(f) != 0) != (h >= 0x8000);
     }
     CU_ASSERT_EQUAL(wrong, 0);
 }
