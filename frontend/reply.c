@@ -185,7 +185,7 @@ static void put_unless_said(sp_jw *w, sp_buf *said, const sp_buf *text, float lo
     sp_jw k = sp_jw_on(&key);
     sp_jw_string(&k, sp_buf_slice(text));
     /* Quoted texts hold no bare quote, so a match is a whole key. */
-    if (sp_slice_find(sp_buf_slice(said), sp_buf_slice(&key), 0) < 0) {
+    if (!said->failed && sp_slice_find(sp_buf_slice(said), sp_buf_slice(&key), 0) < 0) {
         sp_buf_put_slice(said, sp_buf_slice(&key));
         sp_buf_putc(said, '\n');
         if (w->comma) sp_buf_putc(w->out, ',');
@@ -202,6 +202,7 @@ void sp_put_text_top_logprobs(sp_jw *w, const sp_token_style *s, const sp_token_
     sp_buf text, said;
     sp_buf_init(&text, 0);
     sp_buf_init(&said, 0);
+    sp_buf_putc(&said, '\n'); /* searched from the first key on */
     sp_jw_object(w);
     sp_token_text(s, lp->id, &text);
     put_unless_said(w, &said, &text, lp->logprob);

@@ -84,6 +84,12 @@ static sp_status send_form(head *h, sp_err *err) {
     return st;
 }
 
+/* A rank that has not answered for so long is hung, not busy: no CPU is below 2 GFLOP/s. */
+static int64_t step_timeout_ns(const sp_plan *p) {
+    double flops = 2.0 * (double)p->n_params * (double)p->max_num_batched_tokens;
+    return (int64_t)((30.0 + flops / 2e9) * (double)SP_NS_PER_S);
+}
+
 static sp_status make_engine(head *h, sp_err *err) {
     const sp_plan *p = &h->model.plan;
     sp_engine_config ec = SP_ENGINE_CONFIG_DEFAULT;
@@ -97,6 +103,7 @@ static sp_status make_engine(head *h, sp_err *err) {
     ec.eos_ids = h->model.desc.eos;
     ec.n_eos_ids = h->model.desc.n_eos;
     ec.queue_max = (int32_t)h->config.max_queue;
+    ec.step_timeout_ns = step_timeout_ns(p);
     ec.enable_prefix_cache = h->config.prefix_caching;
     /* One pod, one model, one life: a fresh secret keeps the chain of others out. The model's own
      * fingerprint comes with caches that outlive a process. */

@@ -75,10 +75,8 @@ static sp_status load(rank *r, sp_err *err) {
                            err);
 }
 
-static sp_status forward_step(void *ctx, const sp_stage_batch *b, const float **logits,
-                              sp_err *err) {
-    sp_batch batch = {b->tokens, b->n_tokens, b->seqs, b->n_seqs, b->rows, b->n_rows};
-    return sp_forward_run(ctx, &batch, logits, err);
+static sp_status forward_step(void *ctx, const sp_batch *b, const float **logits, sp_err *err) {
+    return sp_forward_run(ctx, b, logits, err);
 }
 
 /* What changes the bits of a KV block: contract version, mode, KV type, backend class. */

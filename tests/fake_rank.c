@@ -20,7 +20,7 @@ sp_wire_ready sp_fake_offer(int32_t n_vocab, int32_t n_blocks, int32_t block_tok
                            .kv_dtype = "f32"};
 }
 
-static sp_status gated_forward(void *ctx, const sp_stage_batch *batch, const float **logits,
+static sp_status gated_forward(void *ctx, const sp_batch *batch, const float **logits,
                                sp_err *err) {
     sp_fake_rank *r = ctx;
     pthread_mutex_lock(&r->lock);

@@ -42,7 +42,7 @@ build() {
     local title=$1 started=$SECONDS
     shift
     echo "== $title"
-    if ! make --no-print-directory -j2 "$@" >build/make.log 2>&1; then
+    if ! make --no-print-directory -k -j2 "$@" >build/make.log 2>&1; then
         grep -vE '^  (compile|link) ' build/make.log | tail -n 60
         failed=$((failed + 1))
         failures+=("$title")

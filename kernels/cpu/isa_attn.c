@@ -1,17 +1,17 @@
 /* Attention over a paged cache, and rotation with the store into it.
  *
  * A split is 256 absolute positions. Few queries read K and V where they lie; many (a prefill, or a
- * wide group of heads) first turn the split into scratch: K as [16 positions][d][16], so that a
- * lane is a position and the 16 virtual lanes of a dot product become 16 registers, and V as f32
- * rows. Both ways add in the same order. */
+ * wide group of heads) first turn the split into scratch: K in groups of 16 positions as
+ * [d mod 16][d / 16][position], so that a lane is a position and the 16 virtual lanes of a dot
+ * product become 16 registers, and V as f32 rows. Both ways add in the same order. */
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/vec16.h"
 #include "kernels/cpu/vecmath.h"
 
 #define SPLIT SP_ATTN_SPLIT
-#define UNROLL _Pragma("GCC unroll 16")
 #define PACK_MIN 8 /* queries from which turning the split pays */
-#define QUERIES 4  /* queries worked on together */
+#define QUERIES 4  /* queries whose outputs are worked on together */
+#define CHUNK 64   /* positions of V that all queries read before the next ones: they stay in L1 */
 #if defined(SP_ISA_avx512)
 #define SCORE_ROWS 16 /* accumulators of a direct dot product */
 #define OUT_VECS 4    /* output vectors of QUERIES queries held in registers */
@@ -27,7 +27,8 @@
 #define AT_K 0
 #define AT_V (AT_K + DIM_PAD * SPLIT)
 #define AT_P (AT_V + DIM_PAD * SPLIT)
-#define AT_PART (AT_P + QUERIES * SPLIT)
+#define AT_Q (AT_P + SP_ATTN_QUERIES * SPLIT)
+#define AT_PART (AT_Q + SP_ATTN_QUERIES * DIM_PAD)
 #define AT_STATE (AT_PART + SP_ATTN_QUERIES * SP_ATTN_PART(SP_HEAD_DIM_MAX))
 #define SCRATCH (AT_STATE + SP_ATTN_QUERIES * SP_ATTN_PART(SP_HEAD_DIM_MAX))
 
@@ -46,10 +47,11 @@ SP_INLINE v16 load(const unsigned char *p, size_t i, const sp_dtype type) {
 /* One split of one task, while it is worked on. Positions are relative to the split. */
 typedef struct work {
     const sp_cpu_attn *t;
-    int32_t D, vecs;            /* head dimension, and in vectors */
-    int32_t pos0;               /* absolute position of the split */
-    int32_t lo, hi;             /* what any query of the task sees */
-    sp_dtype v_type;            /* of what v_row points to */
+    int32_t D, vecs;                                      /* head dimension, and in vectors */
+    int32_t pos0;                                         /* absolute position of the split */
+    int32_t lo, hi;                                       /* what any query of the task sees */
+    sp_dtype v_type;                                      /* of what v_row points to */
+    int32_t q_lo[SP_ATTN_QUERIES], q_hi[SP_ATTN_QUERIES]; /* what each query sees */
     const unsigned char *k_row[SPLIT], *v_row[SPLIT];
     float *scratch;
 } work;
@@ -74,14 +76,8 @@ static void range_of(const sp_cpu_attn *t, int32_t i, int32_t *lo, int32_t *hi) 
     *lo = t->a->window && *hi > t->a->window ? *hi - t->a->window : 0;
 }
 
-static int32_t clip(int32_t x) { return x < 0 ? 0 : x > SPLIT ? SPLIT : x; }
-
-/* The same inside the split; false when it sees nothing of it. */
-static bool range_here(const work *w, int32_t i, int32_t *lo, int32_t *hi) {
-    range_of(w->t, i, lo, hi);
-    *lo = clip(*lo - w->pos0);
-    *hi = clip(*hi - w->pos0);
-    return *lo < *hi;
+static int32_t clip(int32_t x) {
+    return x < 0 ? 0 : x > SPLIT ? SPLIT : x;
 }
 
 static void find_rows(work *w) {
@@ -114,8 +110,8 @@ SP_INLINE v16 score_group(const work *w, const float *q, int32_t g, const sp_dty
         int32_t d = 0;
         for (; d + 16 <= w->D; d += 16) {
             const v16 x = v16_load(q + d);
-            UNROLL for (int i = 0; i < SCORE_ROWS; i++)
-                acc[i] = v16_fma(x, load(rows[i], (size_t)d, type), acc[i]);
+            UNROLL for (int i = 0; i < SCORE_ROWS; i++) acc[i] =
+                v16_fma(x, load(rows[i], (size_t)d, type), acc[i]);
         }
         if (d < w->D) {
             const v16 x = v16_load_n(q + d, w->D - d);
@@ -127,10 +123,10 @@ SP_INLINE v16 score_group(const work *w, const float *q, int32_t g, const sp_dty
     return v16_mul(v16_tree_rows(dots), v16_set(w->t->a->scale));
 }
 
-#define SCORES_FN(type)                                                                            \
-    static void scores_##type(const work *w, const float *q, int32_t g0, int32_t g1, float *s) {   \
-        for (int32_t g = g0; g < g1; g++)                                                          \
-            v16_store(s + g * 16, score_group(w, q, g, SP_DTYPE_##type));                          \
+#define SCORES_FN(type) \
+    static void scores_##type(const work *w, const float *q, int32_t g0, int32_t g1, float *s) { \
+        for (int32_t g = g0; g < g1; g++) \
+            v16_store(s + g * 16, score_group(w, q, g, SP_DTYPE_##type)); \
     }
 SCORES_FN(F32)
 SCORES_FN(F16)
@@ -138,87 +134,138 @@ SCORES_FN(BF16)
 
 static void scores_direct(const work *w, const float *q, int32_t g0, int32_t g1, float *s) {
     switch (w->t->a->kv.dtype) {
-    case SP_DTYPE_F32: scores_F32(w, q, g0, g1, s); break;
-    case SP_DTYPE_F16: scores_F16(w, q, g0, g1, s); break;
-    default: scores_BF16(w, q, g0, g1, s); break;
+    case SP_DTYPE_F32:
+        scores_F32(w, q, g0, g1, s);
+        break;
+    case SP_DTYPE_F16:
+        scores_F16(w, q, g0, g1, s);
+        break;
+    default:
+        scores_BF16(w, q, g0, g1, s);
+        break;
     }
 }
 
-/* Scores of Q queries against G groups of turned K. The virtual lanes come in bit-reversed order,
- * so that the lane tree is a running one: at most four sums wait. */
-SP_INLINE void scores_turned(const float *const *q, const float *k, size_t group_floats, int32_t D,
-                             v16 scale, float *const *s, const int Q, const int G) {
+/* Scores of two turned queries against G groups of turned K. The virtual lanes come in bit-reversed
+ * order, so that the lane tree is a running one: at most four sums wait. `vecs` is D / 16 rounded
+ * up; a constant where the caller knows it. */
+SP_INLINE void scores_turned(const float *q, const float *k, int32_t D, const int32_t vecs,
+                             v16 scale, float *const *s, const int G) {
     static const int order[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
     v16 wait[5][4];
     int depth = 0;
     UNROLL for (int n = 0; n < 16; n++) {
+        const int lane = order[n];
+        const float *kl = k + (size_t)(lane * vecs) * 16, *ql = q + 2 * lane;
         v16 acc[4];
-        UNROLL for (int i = 0; i < Q * G; i++) acc[i] = v16_zero();
-        for (int32_t d = order[n]; d < D; d += 16)
+        UNROLL for (int i = 0; i < 2 * G; i++) acc[i] = v16_zero();
+        for (int32_t c = 0; c < vecs; c++) {
+            if (c * 16 + lane >= D) break;
             UNROLL for (int g = 0; g < G; g++) {
-                const v16 x = v16_load(k + (size_t)g * group_floats + (size_t)d * 16);
-                UNROLL for (int i = 0; i < Q; i++)
-                    acc[i * G + g] = v16_fma(v16_set(q[i][d]), x, acc[i * G + g]);
+                const v16 x = v16_load(kl + ((size_t)g * 16 * (size_t)vecs + (size_t)c) * 16);
+                UNROLL for (int i = 0; i < 2; i++) acc[i * G + g] =
+                    v16_fma(v16_set(ql[32 * c + i]), x, acc[i * G + g]);
             }
-        UNROLL for (int i = 0; i < Q * G; i++) wait[depth][i] = acc[i];
+        }
+        UNROLL for (int i = 0; i < 2 * G; i++) wait[depth][i] = acc[i];
         depth++;
         for (int bits = n; bits & 1; bits >>= 1) {
             depth--;
-            UNROLL for (int i = 0; i < Q * G; i++)
-                wait[depth - 1][i] = v16_add(wait[depth - 1][i], wait[depth][i]);
+            UNROLL for (int i = 0; i < 2 * G; i++) wait[depth - 1][i] =
+                v16_add(wait[depth - 1][i], wait[depth][i]);
         }
     }
-    UNROLL for (int i = 0; i < Q; i++) UNROLL for (int g = 0; g < G; g++)
+    UNROLL for (int i = 0; i < 2; i++) UNROLL for (int g = 0; g < G; g++)
         v16_store(s[i] + g * 16, v16_mul(wait[0][i * G + g], scale));
 }
 
-#define TURNED_FN(Q, G)                                                                            \
-    static void turned_##Q##_##G(const float *const *q, const float *k, size_t group_floats,       \
-                                 int32_t D, v16 scale, float *const *s) {                          \
-        scores_turned(q, k, group_floats, D, scale, s, Q, G);                                      \
+typedef void turned_fn(const float *q, const float *k, int32_t D, int32_t vecs, v16 scale,
+                       float *const *s);
+#define TURNED_FN(name, D, vecs, G) \
+    static void name(const float *q, const float *k, int32_t any_D, int32_t any_vecs, v16 scale, \
+                     float *const *s) { \
+        (void)any_D; \
+        (void)any_vecs; \
+        scores_turned(q, k, D, vecs, scale, s, G); \
     }
-TURNED_FN(1, 1)
-TURNED_FN(1, 2)
-TURNED_FN(2, 1)
-TURNED_FN(2, 2)
+TURNED_FN(turned_any_1, any_D, any_vecs, 1)
+TURNED_FN(turned_any_2, any_D, any_vecs, 2)
+/* [groups - 1] */
+static turned_fn *const turned_any[2] = {turned_any_1, turned_any_2};
+#if defined(SP_ISA_avx512)
+TURNED_FN(turned_64_1, 64, 4, 1)
+TURNED_FN(turned_64_2, 64, 4, 2)
+TURNED_FN(turned_128_1, 128, 8, 1)
+TURNED_FN(turned_128_2, 128, 8, 2)
+static turned_fn *const turned_64[2] = {turned_64_1, turned_64_2};
+static turned_fn *const turned_128[2] = {turned_128_1, turned_128_2};
+static turned_fn *const *turned_fns(int32_t D) {
+    return D == 64 ? turned_64 : D == 128 ? turned_128 : turned_any;
+}
+#else
+static turned_fn *const *turned_fns(int32_t D) {
+    (void)D;
+    return turned_any;
+}
+#endif
 
-/* Queries i..i+n-1, n = 1 or 2, groups g0..g1-1. */
-static void scores_packed(const work *w, int32_t i, int32_t n, int32_t g0, int32_t g1, float *s) {
+/* Queries i and i + 1 (the last one alone: twice) side by side. Where they lie, rows of a
+ * power-of-two pitch would fight for the same sets of L1: the copy halved the time of a score. */
+static const float *turn_pair(const work *w, int32_t i, int32_t end) {
+    float *to = w->scratch + AT_Q + (size_t)i * (size_t)w->vecs * 16;
+    const float *q0 = query_of(w->t, i), *q1 = query_of(w->t, i + 1 < end ? i + 1 : i);
+    for (int32_t d = 0; d < w->D; d++) {
+        to[2 * d] = q0[d];
+        to[2 * d + 1] = q1[d];
+    }
+    return to;
+}
+
+/* Scores of queries first..end-1. K of two groups stays in L1 while all queries go over it. */
+static void scores_packed(const work *w, int32_t first, int32_t end) {
     const size_t group_floats = (size_t)w->vecs * 16 * 16;
-    const float *q[2] = {query_of(w->t, i), query_of(w->t, i + n - 1)};
     const v16 scale = v16_set(w->t->a->scale);
-    for (int32_t g = g0; g < g1; g += 2) {
+    turned_fn *const *fns = turned_fns(w->D);
+    const float *q[SP_ATTN_QUERIES];
+    for (int32_t i = first; i < end; i += 2) q[i] = turn_pair(w, i, end);
+    for (int32_t g = w->lo / 16; g * 16 < w->hi; g += 2) {
         const float *k = w->scratch + AT_K + (size_t)g * group_floats;
-        float *to[2] = {s + g * 16, s + (n - 1) * SPLIT + g * 16};
-        if (n == 2 && g + 2 <= g1)
-            turned_2_2(q, k, group_floats, w->D, scale, to);
-        else if (n == 2)
-            turned_2_1(q, k, group_floats, w->D, scale, to);
-        else if (g + 2 <= g1)
-            turned_1_2(q, k, group_floats, w->D, scale, to);
-        else
-            turned_1_1(q, k, group_floats, w->D, scale, to);
+        for (int32_t i = first; i < end; i += 2) {
+            const int32_t other = i + 1 < end ? i + 1 : i;
+            const int32_t lo = w->q_lo[i], hi = w->q_hi[other];
+            if (lo >= g * 16 + 32 || hi <= g * 16) continue;
+            float *s = w->scratch + AT_P + i * SPLIT + g * 16;
+            float *const to[2] = {s, s + (other - i) * SPLIT};
+            fns[hi > g * 16 + 16](q[i], k, w->D, w->vecs, scale, to);
+        }
     }
 }
 
 /* ---- softmax of one split ---- */
 
-/* s[lo..hi-1] become p = exp(s - max); returns nothing that is not selected. */
+/* What is not selected becomes `other`; a group in the middle is taken whole. */
+SP_INLINE v16 seen(int32_t g, int32_t lo, int32_t hi, v16 x, v16 other) {
+    if (g * 16 >= lo && g * 16 + 16 <= hi) return x;
+    return v16_range_sel(lo - g * 16, hi - g * 16, x, other);
+}
+
+/* s[lo..hi-1] become p = exp(s - max), the rest of their groups 0. */
 static void softmax(float *s, int32_t lo, int32_t hi, float *max, float *sum) {
     const int32_t g0 = lo / 16, g1 = (hi + 15) / 16;
-    v16 top = v16_set(-SP_INF), lanes = v16_zero();
+    const v16 none = v16_set(-SP_INF);
+    v16 top = none, lanes = v16_zero();
     for (int32_t g = g0; g < g1; g++)
-        top = v16_max(v16_range_sel(lo - g * 16, hi - g * 16, v16_load(s + g * 16), v16_set(-SP_INF)),
-                      top);
+        top = v16_max(seen(g, lo, hi, v16_load(s + g * 16), none), top);
     float t[16];
     v16_store(t, top);
     *max = t[0];
     for (int i = 1; i < 16; i++) *max = t[i] > *max ? t[i] : *max;
+    const v16 shift = v16_set(*max);
     for (int32_t g = g0; g < g1; g++) {
-        const v16 p = v16_exp(v16_sub(v16_load(s + g * 16), v16_set(*max)));
-        const v16 seen = v16_range_sel(lo - g * 16, hi - g * 16, p, v16_zero());
-        lanes = v16_add(lanes, seen);
-        v16_store(s + g * 16, seen);
+        const v16 p = v16_exp(v16_sub(v16_load(s + g * 16), shift));
+        const v16 kept = seen(g, lo, hi, p, v16_zero());
+        lanes = v16_add(lanes, kept);
+        v16_store(s + g * 16, kept);
     }
     *sum = v16_tree(lanes);
 }
@@ -232,8 +279,8 @@ SP_INLINE void out_one(const work *w, const float *p, int32_t lo, int32_t hi, si
     UNROLL for (int i = 0; i < N; i++) acc[i] = v16_load(out + 16 * i);
     for (int32_t pos = lo; pos < hi; pos++) {
         const v16 x = v16_set(p[pos]);
-        UNROLL for (int i = 0; i < N; i++)
-            acc[i] = v16_fma(x, load(w->v_row[pos], d0 + 16 * (size_t)i, type), acc[i]);
+        UNROLL for (int i = 0; i < N; i++) acc[i] =
+            v16_fma(x, load(w->v_row[pos], d0 + 16 * (size_t)i, type), acc[i]);
     }
     UNROLL for (int i = 0; i < N; i++) v16_store(out + 16 * i, acc[i]);
 }
@@ -242,20 +289,21 @@ static void out_tail(const work *w, const float *p, int32_t lo, int32_t hi, int3
                      float *out) {
     v16 acc = v16_load(out);
     for (int32_t pos = lo; pos < hi; pos++)
-        acc = v16_fma(v16_set(p[pos]), load_n(w->v_row[pos], (size_t)d0, w->D - d0, w->v_type), acc);
+        acc =
+            v16_fma(v16_set(p[pos]), load_n(w->v_row[pos], (size_t)d0, w->D - d0, w->v_type), acc);
     v16_store(out, acc);
 }
 
-#define OUT_CASES(type)                                                                            \
+#define OUT_CASES(type) \
     static int32_t out_##type(const work *w, const float *p, int32_t lo, int32_t hi, float *out) { \
-        int32_t d = 0;                                                                             \
-        for (; w->D - d >= OUT_VECS_ONE * 16; d += OUT_VECS_ONE * 16)                              \
-            out_one(w, p, lo, hi, (size_t)d, out + d, OUT_VECS_ONE, SP_DTYPE_##type);              \
-        for (; w->D - d >= 32; d += 32)                                                            \
-            out_one(w, p, lo, hi, (size_t)d, out + d, 2, SP_DTYPE_##type);                         \
-        for (; w->D - d >= 16; d += 16)                                                            \
-            out_one(w, p, lo, hi, (size_t)d, out + d, 1, SP_DTYPE_##type);                         \
-        return d;                                                                                  \
+        int32_t d = 0; \
+        for (; w->D - d >= OUT_VECS_ONE * 16; d += OUT_VECS_ONE * 16) \
+            out_one(w, p, lo, hi, (size_t)d, out + d, OUT_VECS_ONE, SP_DTYPE_##type); \
+        for (; w->D - d >= 32; d += 32) \
+            out_one(w, p, lo, hi, (size_t)d, out + d, 2, SP_DTYPE_##type); \
+        for (; w->D - d >= 16; d += 16) \
+            out_one(w, p, lo, hi, (size_t)d, out + d, 1, SP_DTYPE_##type); \
+        return d; \
     }
 OUT_CASES(F32)
 OUT_CASES(F16)
@@ -273,8 +321,8 @@ static void out_query(const work *w, const float *p, int32_t lo, int32_t hi, flo
 SP_INLINE void out_joint(const float *p, const float *v, size_t v_step, int32_t lo, int32_t hi,
                          float *const *out, const int N) {
     v16 acc[QUERIES][4];
-    UNROLL for (int q = 0; q < QUERIES; q++) UNROLL for (int i = 0; i < N; i++)
-        acc[q][i] = v16_load(out[q] + 16 * i);
+    UNROLL for (int q = 0; q < QUERIES; q++) UNROLL for (int i = 0; i < N; i++) acc[q][i] =
+        v16_load(out[q] + 16 * i);
     for (int32_t pos = lo; pos < hi; pos++) {
         const float *row = v + (size_t)pos * v_step;
         v16 x[4];
@@ -307,7 +355,7 @@ static void out_queries(const work *w, const float *p, int32_t lo, int32_t hi, f
 
 /* ---- one split ---- */
 
-/* Turns positions lo..hi-1 into scratch: K in groups [d][16], V as f32 rows. */
+/* Turns positions lo..hi-1 into scratch. */
 static void pack_split(work *w) {
     const sp_dtype type = w->t->a->kv.dtype;
     const size_t step = (size_t)w->vecs * 16;
@@ -320,7 +368,7 @@ static void pack_split(work *w) {
                 t[i] = n == 16 ? load(w->k_row[g * 16 + i], (size_t)d, type)
                                : load_n(w->k_row[g * 16 + i], (size_t)d, n, type);
             v16_transpose(t);
-            for (int i = 0; i < 16; i++) v16_store(k + (size_t)(d + i) * 16, t[i]);
+            for (int i = 0; i < 16; i++) v16_store(k + (size_t)(i * w->vecs + d / 16) * 16, t[i]);
         }
     }
     for (int32_t pos = w->lo; pos < w->hi; pos++) {
@@ -335,36 +383,58 @@ static void pack_split(work *w) {
     w->v_type = SP_DTYPE_F32;
 }
 
-/* Queries i..i+n-1 (n <= QUERIES) whose ranges in the split are not empty. */
-static void split_queries(const work *w, int32_t i, int32_t n, bool packed, float *const *part) {
-    int32_t lo[QUERIES], hi[QUERIES], from = 0, to = SPLIT;
-    float *p = w->scratch + AT_P, *out[QUERIES];
+static int32_t max_of(int32_t a, int32_t b) {
+    return a > b ? a : b;
+}
+static int32_t min_of(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+/* Positions c0..c1-1 of queries i..i+n-1. What all of them see is taken together; each query's
+ * positions come in ascending order. */
+static void out_chunk(const work *w, int32_t i, int32_t n, int32_t c0, int32_t c1,
+                      float *const *part) {
+    int32_t lo[QUERIES], hi[QUERIES], from = c0, to = c1;
+    const float *p = w->scratch + AT_P + i * SPLIT;
     for (int32_t q = 0; q < n; q++) {
-        (void)range_here(w, i + q, &lo[q], &hi[q]);
-        from = lo[q] > from ? lo[q] : from;
-        to = hi[q] < to ? hi[q] : to;
-        out[q] = part[i + q];
+        lo[q] = max_of(w->q_lo[i + q], c0);
+        hi[q] = min_of(w->q_hi[i + q], c1);
+        from = max_of(from, lo[q]);
+        to = min_of(to, hi[q]);
     }
-    for (int32_t q = 0; q < n; q += 2) {
-        const int32_t pair = n - q < 2 ? 1 : 2;
-        if (packed)
-            scores_packed(w, i + q, pair, lo[q] / 16, (hi[q + pair - 1] + 15) / 16, p + q * SPLIT);
-        else
-            for (int32_t k = q; k < q + pair; k++)
-                scores_direct(w, query_of(w->t, i + k), lo[k] / 16, (hi[k] + 15) / 16, p + k * SPLIT);
-    }
-    for (int32_t q = 0; q < n; q++) {
-        float *end = out[q] + w->vecs * 16;
-        softmax(p + q * SPLIT, lo[q], hi[q], &end[0], &end[1]);
-        for (int32_t d = 0; d < w->vecs; d++) v16_store(out[q] + d * 16, v16_zero());
-    }
-    /* Positions that all of them see are taken together; ascending order is kept for each. */
-    const bool joint = packed && n == QUERIES && from < to;
+    const bool joint = n == QUERIES && from < to;
     for (int32_t q = 0; q < n; q++)
-        out_query(w, p + q * SPLIT, lo[q], joint ? from : hi[q], out[q]);
+        out_query(w, p + q * SPLIT, lo[q], joint ? from : hi[q], part[i + q]);
     if (!joint) return;
-    out_queries(w, p, from, to, out);
-    for (int32_t q = 0; q < n; q++) out_query(w, p + q * SPLIT, to, hi[q], out[q]);
+    out_queries(w, p, from, to, part + i);
+    for (int32_t q = 0; q < n; q++) out_query(w, p + q * SPLIT, to, hi[q], part[i + q]);
+}
+
+/* Scores become p; the parts begin. */
+static void begin_parts(const work *w, int32_t first, int32_t end, float *const *part) {
+    for (int32_t i = first; i < end; i++) {
+        float *top = part[i] + w->vecs * 16;
+        softmax(w->scratch + AT_P + i * SPLIT, w->q_lo[i], w->q_hi[i], &top[0], &top[1]);
+        for (int32_t d = 0; d < w->vecs; d++) v16_store(part[i] + d * 16, v16_zero());
+    }
+}
+
+static void few_queries(work *w, int32_t first, int32_t end, float *const *part) {
+    float *p = w->scratch + AT_P;
+    for (int32_t i = first; i < end; i++)
+        scores_direct(w, query_of(w->t, i), w->q_lo[i] / 16, (w->q_hi[i] + 15) / 16, p + i * SPLIT);
+    begin_parts(w, first, end, part);
+    for (int32_t i = first; i < end; i++)
+        out_query(w, p + i * SPLIT, w->q_lo[i], w->q_hi[i], part[i]);
+}
+
+static void many_queries(work *w, int32_t first, int32_t end, float *const *part) {
+    pack_split(w);
+    scores_packed(w, first, end);
+    begin_parts(w, first, end, part);
+    for (int32_t c = w->lo; c < w->hi; c += CHUNK)
+        for (int32_t i = first; i < end; i += QUERIES)
+            out_chunk(w, i, min_of(end - i, QUERIES), c, min_of(c + CHUNK, w->hi), part);
 }
 
 /* Fills part[i] for every query that sees something of the split. */
@@ -376,17 +446,23 @@ static void split_into(const sp_cpu_attn *t, int32_t split, float *const *part, 
     w.pos0 = split * SPLIT;
     w.v_type = t->a->kv.dtype;
     w.scratch = scratch;
-    int32_t first = 0, end = t->n_queries, lo, hi;
-    while (first < end && !range_here(&w, first, &lo, &hi)) first++;
-    while (end > first && !range_here(&w, end - 1, &lo, &hi)) end--;
+    for (int32_t i = 0; i < t->n_queries; i++) {
+        range_of(t, i, &w.q_lo[i], &w.q_hi[i]);
+        w.q_lo[i] = clip(w.q_lo[i] - w.pos0);
+        w.q_hi[i] = clip(w.q_hi[i] - w.pos0);
+    }
+    /* Later queries begin and end later: those that see nothing here are at both ends. */
+    int32_t first = 0, end = t->n_queries;
+    while (first < end && w.q_lo[first] >= w.q_hi[first]) first++;
+    while (end > first && w.q_lo[end - 1] >= w.q_hi[end - 1]) end--;
     if (first == end) return;
-    (void)range_here(&w, first, &w.lo, &hi);
-    (void)range_here(&w, end - 1, &lo, &w.hi);
+    w.lo = w.q_lo[first];
+    w.hi = w.q_hi[end - 1];
     find_rows(&w);
-    const bool packed = end - first >= PACK_MIN;
-    if (packed) pack_split(&w);
-    for (int32_t i = first; i < end; i += QUERIES)
-        split_queries(&w, i, end - i < QUERIES ? end - i : QUERIES, packed, part);
+    if (end - first < PACK_MIN)
+        few_queries(&w, first, end, part);
+    else
+        many_queries(&w, first, end, part);
 }
 
 /* state := state and then part, both scaled to the greater maximum. */
@@ -457,7 +533,8 @@ static void attn_merge(const sp_cpu_attn *t, int32_t split0, int32_t split1, con
         splits_of(t, i, &first, &last);
         float *state = states + (size_t)i * size;
         for (int32_t s = split0; s < split1; s++) {
-            const float *part = parts + ((size_t)(s - split0) * (size_t)t->n_queries + (size_t)i) * size;
+            const float *part =
+                parts + ((size_t)(s - split0) * (size_t)t->n_queries + (size_t)i) * size;
             if (s == first) memcpy(state, part, size * sizeof *state);
             if (s > first && s <= last) merge_part(state, part, vecs);
             if (s == last) write_out(t, i, state);
@@ -523,5 +600,5 @@ static void rope_store(const sp_rope_store_args *a, const sp_seq_rows *seq, int3
     }
 }
 
-const sp_isa_attn SP_ISA_NAME(sp_isa_attn_) = {SCRATCH,    attn_run,   attn_split,
-                                               attn_merge, rope_store};
+const sp_isa_attn SP_ISA_NAME(sp_isa_attn_) = {SCRATCH, attn_run, attn_split, attn_merge,
+                                               rope_store};

@@ -27,8 +27,6 @@
 #define GROUP_ROWS 48
 #define AHEAD 3072 /* bytes */
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 SP_INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 /* ---- stream ---- */

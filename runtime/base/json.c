@@ -118,9 +118,14 @@ static sp_status finish_node(walk *w, cJSON *v) {
     return SP_OK;
 }
 
+/* cJSON recurses, and gives up at a depth of its own that is far above ours. */
+static int depth_of(int depth_max) {
+    return depth_max > 0 && depth_max < SP_JSON_DEPTH_MAX ? depth_max : SP_JSON_DEPTH_MAX;
+}
+
 sp_status sp_json_parse(sp_json **out, sp_slice text, int depth_max, sp_err *err) {
     sp_json_facts facts;
-    SP_TRY(sp_json_scan(text, depth_max ? depth_max : SP_JSON_DEPTH_MAX, &facts, err));
+    SP_TRY(sp_json_scan(text, depth_of(depth_max), &facts, err));
     sp_buf copy;
     sp_buf_init(&copy, 0);
     if (facts.n_nul) {
@@ -321,6 +326,11 @@ static void put_quoted(sp_buf *b, sp_slice s) {
             continue;
         }
         sp_buf_put(b, s.ptr + plain, i - plain);
+        if (ch == 0xc0 && i + 1 < s.len && s.ptr[i + 1] == '\x80') { /* a NUL inside a key */
+            sp_buf_puts(b, "\\u0000");
+            plain = i += 2;
+            continue;
+        }
         const char *at = ch ? strchr("\"\"\\\\\bb\ff\nn\rr\tt", ch) : NULL;
         if (!len)
             sp_buf_puts(b, "\xef\xbf\xbd");
@@ -362,7 +372,8 @@ void sp_jw_number(sp_jw *w, double v) {
         return;
     }
     char text[40];
-    for (int digits = 1; digits <= 17; digits += digits < 15 ? 14 : 1) {
+    /* 15 digits are what every decimal survives; most doubles need 15 to 17. */
+    for (int digits = 15; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, v);
         if (strtod(text, NULL) == v) break;
     }

@@ -46,7 +46,7 @@ static void write_line(const char *line, size_t n) {
 
 static void write_json(sp_log_level level, const char *part, const char *when, const char *text) {
     sp_buf b;
-    sp_buf_init(&b, 4096);
+    sp_buf_init(&b, 0);
     sp_jw w = sp_jw_on(&b);
     sp_jw_object(&w);
     sp_jw_key(&w, "time"), sp_jw_str(&w, when);
@@ -61,8 +61,22 @@ static void write_json(sp_log_level level, const char *part, const char *when, c
     sp_buf_fini(&b);
 }
 
+/* A line stays one line, whatever a peer or a user put into it. */
+static void write_text(sp_log_level level, const char *part, const char *when, const char *text) {
+    char line[1400];
+    int len = snprintf(line, sizeof line, "%s %-5s %s%s%s%s%.128s: %s", when, level_names[level],
+                       process_role, process_role[0] ? " " : "", part, request_id ? " " : "",
+                       request_id ? request_id : "", text);
+    size_t n = len < 0 ? 0 : (size_t)len < sizeof line ? (size_t)len : sizeof line - 1;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f) line[i] = '?';
+    if (n == sizeof line - 1) n--;
+    line[n++] = '\n';
+    write_line(line, n);
+}
+
 void sp_log_write(sp_log_level level, const char *part, const char *fmt, ...) {
-    char text[1024], when[40], line[1300];
+    char text[1024], when[40];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
@@ -74,12 +88,8 @@ void sp_log_write(sp_log_level level, const char *part, const char *fmt, ...) {
     gmtime_r(&ts.tv_sec, &tm);
     size_t n = strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(when + n, sizeof when - n, ".%03dZ", (int)(ts.tv_nsec / 1000000));
-    if (as_json) {
+    if (as_json)
         write_json(level, part, when, text);
-        return;
-    }
-    int len = snprintf(line, sizeof line, "%s %-5s %s%s%s%s%s: %s\n", when, level_names[level],
-                       process_role, process_role[0] ? " " : "", part, request_id ? " " : "",
-                       request_id ? request_id : "", text);
-    if (len > 0) write_line(line, (size_t)len < sizeof line ? (size_t)len : sizeof line - 1);
+    else
+        write_text(level, part, when, text);
 }

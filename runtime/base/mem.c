@@ -46,8 +46,7 @@ void *sp_try_realloc(void *p, size_t size) {
     return realloc(p, size ? size : 1);
 }
 
-void *sp_try_alloc_aligned(size_t align, size_t size) {
-    if (should_fail()) return NULL;
+static void *zeroed_aligned(size_t align, size_t size) {
     atomic_fetch_add_explicit(&n_allocs, 1, memory_order_relaxed);
     void *p = NULL;
     if (posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, size ? size : 1))
@@ -56,8 +55,12 @@ void *sp_try_alloc_aligned(size_t align, size_t size) {
     return p;
 }
 
+void *sp_try_alloc_aligned(size_t align, size_t size) {
+    return should_fail() ? NULL : zeroed_aligned(align, size);
+}
+
 void *sp_alloc_aligned(size_t align, size_t size) {
-    void *p = sp_try_alloc_aligned(align, size);
+    void *p = zeroed_aligned(align, size);
     if (!p) out_of_memory(size);
     return p;
 }
@@ -68,7 +71,7 @@ void sp_free(void *p) {
 
 char *sp_strndup(const char *s, size_t n) {
     char *copy = sp_alloc(n + 1);
-    memcpy(copy, s, n);
+    if (n) memcpy(copy, s, n);
     return copy;
 }
 
@@ -105,14 +108,14 @@ void sp_arena_fini(sp_arena *a) {
     a->used_bytes = 0;
 }
 
-void *sp_arena_try(sp_arena *a, size_t size) {
+static void *arena_take(sp_arena *a, size_t size) {
     size_t rounded = (size + 15) & ~(size_t)15;
-    if (rounded < size) return NULL;
+    if (rounded < size || rounded > SIZE_MAX / 2) return NULL;
     if (a->limit_bytes && rounded > a->limit_bytes - a->used_bytes) return NULL;
     sp_arena_chunk *c = a->head;
     if (!c || c->size - c->used < rounded) {
         size_t want = rounded > CHUNK_BYTES ? rounded : CHUNK_BYTES;
-        c = sp_try_alloc(sizeof *c + want);
+        c = zeroed(sizeof *c + want);
         if (!c) return NULL;
         c->size = want;
         /* A large piece goes behind a chunk that still has room, so that room is not lost. */
@@ -130,14 +133,18 @@ void *sp_arena_try(sp_arena *a, size_t size) {
     return p;
 }
 
+void *sp_arena_try(sp_arena *a, size_t size) {
+    return should_fail() ? NULL : arena_take(a, size);
+}
+
 void *sp_arena_alloc(sp_arena *a, size_t size) {
-    void *p = sp_arena_try(a, size);
+    void *p = arena_take(a, size);
     if (!p) out_of_memory(size);
     return p;
 }
 
 char *sp_arena_strndup(sp_arena *a, const char *s, size_t n) {
     char *copy = sp_arena_alloc(a, n + 1);
-    memcpy(copy, s, n);
+    if (n) memcpy(copy, s, n);
     return copy;
 }

@@ -23,6 +23,7 @@ void sp_histogram_init(sp_histogram *h, const double *bounds, int n_bounds) {
 
 void sp_histogram_observe(sp_histogram *h, double v) {
     if (!(v > 0)) v = 0;
+    if (v > 1e12) v = 1e12; /* infinity too: the sum is an integer */
     int i = 0;
     while (i < h->n_bounds && v > h->bounds[i]) i++;
     atomic_fetch_add_explicit(&h->buckets[i], 1, memory_order_relaxed);

@@ -19,6 +19,7 @@ bool sp_slice_ends(sp_slice a, sp_slice suffix) {
 ptrdiff_t sp_slice_find(sp_slice hay, sp_slice needle, size_t from) {
     if (from > hay.len) return -1;
     if (needle.len == 0) return (ptrdiff_t)from;
+    if (hay.len == 0) return -1; /* a slice of nothing may be NULL */
     const char *p = memmem(hay.ptr + from, hay.len - from, needle.ptr, needle.len);
     return p ? p - hay.ptr : -1;
 }

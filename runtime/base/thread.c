@@ -111,11 +111,12 @@ void *sp_queue_try_pop(sp_queue *q) {
 }
 
 void *sp_queue_pop(sp_queue *q, int64_t deadline_ns) {
+    if (deadline_ns < 0) deadline_ns = 0; /* long past */
     struct timespec ts = {.tv_sec = deadline_ns / SP_NS_PER_S,
                           .tv_nsec = deadline_ns % SP_NS_PER_S};
     pthread_mutex_lock(&q->lock);
     int rc = 0;
-    while (q->count == 0 && !q->closed && rc != ETIMEDOUT) {
+    while (q->count == 0 && !q->closed && rc == 0) {
         if (deadline_ns == SP_NEVER)
             pthread_cond_wait(&q->filled, &q->lock);
         else

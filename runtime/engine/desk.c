@@ -104,7 +104,7 @@ static sp_request *find(const sp_desk *d, uint64_t id) {
     return d->tickets[t].req;
 }
 
-/* Gives the ticket back when nothing names the request any more; the caller destroys it unlocked. */
+/* Gives the ticket back when nothing names the request any more; the caller frees it unlocked. */
 static bool try_retire(sp_desk *d, sp_request *r) {
     if (!r->ended || r->n_pending > 0 || r->cancel_listed) return false;
     d->tickets[r->ticket].req = NULL;

@@ -5,8 +5,8 @@
  * generation). The lock covers list moves and counts only; events are built, copied and freed
  * outside it. The engine is woken by `wake`, the consumer by a descriptor, once a step.
  *
- * Limits: `queue_max` requests not yet started, `live_max` in all; at most SP_EVENTS_MAX events of a
- * sequence wait: at SP_EVENTS_PAUSE its scheduling is paused, and what was already on its way (the
+ * Limits: `queue_max` requests not yet started, `live_max` in all; at most SP_EVENTS_MAX events of
+ * a sequence wait: at SP_EVENTS_PAUSE its scheduling is paused, and what was on its way by then (the
  * rows of SP_EVENTS_MAX / 2 positions at most) still finds room. Event memory is reused.
  *
  * Thread: stated per function. */
@@ -62,10 +62,10 @@ sp_event *sp_desk_event(sp_desk *d, sp_seq *seq);
 void sp_desk_publish(sp_desk *d);
 /** The request does not count as queued any more: it was scheduled, or ended before. */
 void sp_desk_started(sp_desk *d, sp_request *r);
-/** Every choice has ended; the request is freed after the next publish, with its last event. Moved. */
+/** Every choice has ended; the request goes after the next publish, with its last event. Moved. */
 void sp_desk_close(sp_desk *d, sp_request *r);
-/** Sets the state and wakes the consumer, who may want to know. With SP_ENGINE_FAILED or DRAINED the
- * next collect is the last one that finds anything. */
+/** Sets the state and wakes the consumer, who may want to know. With SP_ENGINE_FAILED or DRAINED
+ * the next collect is the last one that finds anything. */
 void sp_desk_set_state(sp_desk *d, sp_engine_state state);
 
 bool sp_desk_check(sp_desk *d);

@@ -1,4 +1,4 @@
-/* runtime/engine/engine_core.h - how an engine is made, started and ended: for the launcher and tests.
+/* runtime/engine/engine_core.h - how an engine is made, started and ended: for launcher and tests.
  *
  * Front ends see engine.h only. The engine owns its thread and, while that runs, the head's side of
  * the link. It starts in SP_ENGINE_STARTING: it takes PROGRESS frames until the rank says READY,

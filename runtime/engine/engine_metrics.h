@@ -1,9 +1,9 @@
-/* runtime/engine/engine_metrics.h - the figures of the engine: bucket bounds, and what is observed when.
+/* runtime/engine/engine_metrics.h - the engine's figures: bucket bounds, what is observed when.
  *
  * Bounds and definitions are those that dashboards made for vLLM expect:
  *   ttft       arrival to the first token          queue    arrival to the first step
  *   prefill    first step to the first token       decode   first to last token
- *   inference  prefill and decode                  tpot     decode / (tokens - 1), from two tokens on
+ *   inference  prefill and decode                  tpot     decode / (tokens - 1), from 2 tokens
  *   itl        between two events with tokens of a choice   e2e  arrival to the end
  * Each is observed once a choice, n once a request. Prompt tokens and their cache hits count once a
  * request, however many choices read them.

@@ -56,7 +56,7 @@ static void wait_until(int64_t ns) {
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) == EINTR) continue;
 }
 
-static sp_status forward(void *ctx, const sp_stage_batch *b, const float **logits, sp_err *err) {
+static sp_status forward(void *ctx, const sp_batch *b, const float **logits, sp_err *err) {
     sp_null_model *m = ctx;
     int64_t until = m->config.step_ns ? sp_now_ns() + m->config.step_ns : 0;
     if (b->n_rows > m->config.max_step_rows)
@@ -65,7 +65,7 @@ static sp_status forward(void *ctx, const sp_stage_batch *b, const float **logit
     for (int32_t s = 0; s < b->n_seqs; s++)
         for (int32_t r = 0; r < b->seqs[s].n_rows; r++) {
             int32_t position = b->seqs[s].pos0 + r;
-            *slot_of(m, &b->seqs[s], position) = hash_of(b->tokens[b->seqs[s].row0 + r], position);
+            *slot_of(m, &b->seqs[s], position) = hash_of(b->ids[b->seqs[s].row0 + r], position);
         }
     for (int32_t i = 0, s = 0; i < b->n_rows; i++) {
         while (b->rows[i] >= b->seqs[s].row0 + b->seqs[s].n_rows) s++;

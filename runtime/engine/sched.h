@@ -14,7 +14,7 @@
  * last in order (a paused one first) is preempted: its blocks go, its tokens stay, it waits at its
  * old place and is computed again. A block that a sent step names cannot be taken until that step
  * retires; who needs one meanwhile sits out a step. The first in order is never preempted while
- * others run, and alone it always fits (the engine admits nothing longer than the pool): no deadlock.
+ * others run, and alone it always fits (nothing longer than the pool is admitted): no deadlock.
  *
  * Steps are planned ahead: positions are known before tokens are, the rank feeds its own draw back.
  *
@@ -70,9 +70,9 @@ void sp_step_fini(sp_step *st);
  * Errors: SP_E_NOMEM; nothing was taken in. */
 SP_NODISCARD sp_status sp_sched_add(sp_sched *s, sp_request *r, sp_err *err);
 
-/** Plans step `number` (the last one plus 1) and does its bookkeeping: the caller must send it, after
- * the drops and the admitted. False: there is nothing to plan now, or not before the drops that it
- * left are sent. */
+/** Plans step `number` (the last one plus 1) and does its bookkeeping: the caller must send it,
+ * after the drops and the admitted. False: there is nothing to plan now, or not before the drops
+ * that it left are sent. */
 bool sp_sched_plan(sp_sched *s, uint64_t number, int64_t now_ns, sp_step *st);
 
 /** A token drawn for `q` has come; its block may be complete now. The caller appended it. */
@@ -85,7 +85,7 @@ void sp_sched_retire(sp_sched *s, uint64_t number);
  * brothers go on, the next one leading if it led. */
 void sp_sched_end(sp_sched *s, sp_seq *q);
 
-/** Its consumer is slow (true), or took enough (false): not planned meanwhile, first to lose blocks. */
+/** Its consumer is slow (true), or took enough (false): not planned then, first to lose blocks. */
 void sp_sched_pause(sp_sched *s, sp_seq *q, bool paused);
 
 /** The sequence in a slot if it is still of that generation, else NULL: what came is late. */

@@ -146,7 +146,7 @@ void sp_seq_unreserve(sp_seq *s, bool all) {
 int32_t sp_seq_rows_limit(const sp_seq *s) {
     const sp_request *r = s->req;
     if (r->params.all_logits) return INT32_MAX;
-    /* The row of a position tells about the token after it, so the prompt's last row is not asked. */
+    /* A position's row tells about the token after it, so the prompt's last row is not asked. */
     return r->params.n_prompt_logprobs >= 0 && s->choice == 0 ? r->n_prompt - 1 : 0;
 }
 

@@ -11,13 +11,13 @@
  *   DECODE       -           -         WAITING      -          -          -        DONE
  *
  *   HELD     waits until a brother (the leader) has computed the prompt, whose blocks it then finds
- *   WAITING  has no slot and no blocks; a preempted one keeps its tokens and will compute them again
+ *   WAITING  has no slot and no blocks; a preempted one keeps its tokens, to be computed again
  *   PARKED   waits for its consumer to take events away, holding nothing
  *   PREFILL  has a slot and blocks for all its tokens; some are not sent yet
  *   DECODE   every known token was sent, or is being drawn by a step on its way
  *
- * Positions: [0, n_prompt) prompt, then output. `n_sent` positions are in sent steps (their keys and
- * values are there when later steps run); `n_planned` outputs were asked for, `n_output` have come.
+ * Positions: [0, n_prompt) prompt, then output. `n_sent` positions are in sent steps (their keys
+ * and values are there when later steps run); `n_planned` outputs were asked for, `n_output` came.
  *
  * Thread: requests are made by any; from then on engine, but for what desk.h says. */
 #pragma once

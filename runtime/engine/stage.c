@@ -341,8 +341,7 @@ static wanted wanted_of(const rank_seq *q, const sp_wire_entry *e) {
     return w;
 }
 
-static sp_status lay_out_entry(sp_stage *s, sp_stage_batch *b, const sp_wire_entry *e,
-                               sp_err *err) {
+static sp_status lay_out_entry(sp_stage *s, sp_batch *b, const sp_wire_entry *e, sp_err *err) {
     int32_t i = b->n_seqs;
     rank_seq *q;
     SP_TRY(find_seq(s, (sp_wire_seq){e->slot, e->generation}, &q, err));
@@ -364,7 +363,7 @@ static sp_status lay_out_entry(sp_stage *s, sp_stage_batch *b, const sp_wire_ent
     return SP_OK;
 }
 
-static sp_status lay_out(sp_stage *s, const sp_wire_step *w, sp_stage_batch *b, sp_err *err) {
+static sp_status lay_out(sp_stage *s, const sp_wire_step *w, sp_batch *b, sp_err *err) {
     if (w->number != s->step + 1)
         return SP_FAIL(err, SP_E_PROTOCOL, "step %llu after step %llu",
                        (unsigned long long)w->number, (unsigned long long)s->step);
@@ -380,7 +379,7 @@ static sp_status lay_out(sp_stage *s, const sp_wire_step *w, sp_stage_batch *b, 
         SP_TRY(apply_delta(s, q, d, blocks, err));
         blocks += d->count;
     }
-    *b = (sp_stage_batch){.tokens = s->tokens, .seqs = s->seqs, .rows = s->rows};
+    *b = (sp_batch){.ids = s->tokens, .seqs = s->seqs, .rows = s->rows};
     for (int32_t i = 0; i < w->n_entries; i++) SP_TRY(lay_out_entry(s, b, &w->entries[i], err));
     return SP_OK;
 }
@@ -498,7 +497,7 @@ static sp_status answer_entry(sp_stage *s, const sp_wire_entry *e, rank_seq *q,
 
 static sp_status take_step(sp_stage *s, const sp_frame *f, sp_err *err) {
     sp_wire_step w;
-    sp_stage_batch b;
+    sp_batch b;
     const float *logits = NULL;
     SP_TRY(sp_wire_step_decode(f->payload, f->length, &w, err));
     SP_TRY(lay_out(s, &w, &b, err));

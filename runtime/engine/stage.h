@@ -1,7 +1,7 @@
 /* runtime/engine/stage.h - the loop of a rank: frames in, steps through the model, tokens back.
  *
  * A rank decides nothing. It keeps what each sequence needs (tokens, parameters, block table) under
- * the slot that the head gave it, lays a step out as one batch, runs the model through one callback,
+ * the slot that the head gave it, lays a step out as one batch, runs the model by one callback,
  * draws tokens, keeps each as the next input of its sequence (so the head may send the next step
  * before it has seen this one's tokens) and tells them. What cannot be (a stale slot, a block
  * outside the pool, positions with a gap) is answered by a FAULT frame and the end of the loop:
@@ -14,24 +14,14 @@
 #pragma once
 
 #include "comm/link.h"
-#include "kernels/args.h"
 #include "runtime/engine/wire.h"
-
-/** One step, laid out for a model. Borrowed for the call. Shapes: tokens [T], seqs [S], rows [R]. */
-typedef struct sp_stage_batch {
-    int32_t n_tokens; /* T */
-    const int32_t *tokens;
-    int32_t n_seqs; /* S: in order of their rows, which follow each other without gaps */
-    const sp_seq_rows *seqs;
-    int32_t n_rows; /* R: rows whose logits are wanted, ascending; may be 0 */
-    const int32_t *rows;
-} sp_stage_batch;
+#include "runtime/model/batch.h"
 
 typedef struct sp_stage_model {
-    /** Runs a step: keys and values of every token into its block, and logits [R, n_vocab] (f32,
+    /** Runs a step (`batch` is borrowed for the call): keys and values of every token into its block, and logits [R, n_vocab] (f32,
      * padding excluded, borrowed until the next call; anything when R is 0).
      * Errors: any ends the rank: SP_E_DEVICE, SP_E_INTERNAL, SP_E_NOMEM, SP_E_CLOSED of a peer. */
-    sp_status (*forward)(void *ctx, const sp_stage_batch *batch, const float **logits, sp_err *err);
+    sp_status (*forward)(void *ctx, const sp_batch *batch, const float **logits, sp_err *err);
     void *ctx;
 } sp_stage_model;
 

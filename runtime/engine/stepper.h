@@ -2,7 +2,7 @@
  *
  * Out: whenever fewer than `steps_in_flight` steps are on their way, the scheduler is asked for one
  * more; SEQ_DROP, SEQ_ADD and STEP frames are sent in that order, which is the order in which the
- * rank does them. In: the rank answers steps in order; a token is taken when it is the next one of a
+ * rank does them. In: the rank answers steps in order; a token is taken when it is the next of a
  * sequence that still has that slot and generation, is dropped without a word when it is late (the
  * sequence has ended or was preempted meanwhile), and is an error when it cannot be.
  *
@@ -54,7 +54,8 @@ int64_t sp_stepper_expire(sp_stepper *p, int64_t now_ns);
 /** When the oldest step on its way is overdue; SP_NEVER: never. */
 int64_t sp_stepper_overdue_ns(const sp_stepper *p);
 
-/** Sends what can be sent now. Errors: of the link; SP_E_PEER_LOST nothing was taken for too long. */
+/** Sends what can be sent now.
+ * Errors: of the link; SP_E_PEER_LOST nothing was taken for too long. */
 SP_NODISCARD sp_status sp_stepper_advance(sp_stepper *p, sp_err *err);
 /** Whether frames came in while the last advance waited: other things may have come unseen too. */
 bool sp_stepper_received(const sp_stepper *p);

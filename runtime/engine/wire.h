@@ -6,8 +6,8 @@
  * what is late is seen to be late. Decoders check every count against the length before a loop,
  * and answer with words; what they give out is borrowed from the payload.
  *
- *   SEQ_ADD   0 slot u32 | 4 generation u32 | 8 part u16 | 10 zero u16 | 12 offset u32 | 16 count u32
- *             20 zero u32 | 24 data: `count` items of the part, beginning at item `offset`
+ *   SEQ_ADD   0 slot u32 | 4 generation u32 | 8 part u16 | 10 zero u16 | 12 offset u32
+ *             16 count u32 | 20 zero u32 | 24 data: `count` items of the part, from item `offset` on
  *             part 0 params (88 bytes, first of all) | 1 prompt i32 | 2 output i32 | 3 stop ids i32
  *             4 logit bias (i32, f32) | 5 allowed ids i32 | 6 bad words i32
  *   params    0 seed u64 | 8 temperature, top_p, min_p, repetition, presence, frequency f32
@@ -23,8 +23,9 @@
  *             `count` of `blocks` are places first.. of the entry's block table of that group
  *   TOKENS    0 number u64 | 8 n_records u32 | 12 flags u32: 1 more frames of this step follow
  *             16 records
- *   record    0 slot u32 | 4 generation u32 | 8 position i32 | 12 token i32 | 16 kind u16: 0 sampled,
- *             1 sampled with log-probabilities, 2 of a prompt token, 3 failed (token: sp_status)
+ *   record    0 slot u32 | 4 generation u32 | 8 position i32 | 12 token i32 | 16 kind u16:
+ *             0 sampled, 1 sampled with log-probabilities, 2 of a prompt token,
+ *             3 failed (token: sp_status)
  *             18 n_top u16 | 20 rank i32 | 24 logprob f32 | 28 zero u32 | 32 n_top x (id i32, f32)
  *   ROW       0 number u64 | 8 slot u32 | 12 generation u32 | 16 position i32 | 20 offset u32
  *             24 count u32 | 28 total u32 | 32 count x f32

@@ -1,4 +1,4 @@
-/* runtime/kv/pool.h - the books of one rank's key/value blocks: who holds which, which may be taken.
+/* runtime/kv/pool.h - the books of one rank's key/value blocks: who holds which, which are free.
  *
  * The head owns no device memory: it hands out block numbers, and the rank's pool has a block of
  * that number. The books are carved once and never grow. A block is in exactly one place:

@@ -1,5 +1,7 @@
 /* runtime/model/batch.h - one step as a stage computes it. Plain and borrowed for the call.
  *
+ * Sequences come in the order of their rows, which follow each other without gaps.
+ *
  *   ids   | prompt chunk of seq 0 ........ | one token of seq 1 | one token of seq 2 |
  *   seqs  | row0=0 n_rows=6 pos0=32        | row0=6 n_rows=1    | row0=7 n_rows=1    |
  *   rows  wanted logits: 5, 6, 7

@@ -21,7 +21,7 @@ typedef struct trie {
 struct sp_added {
     sp_added_token *tokens;
     int n_tokens, cap;
-    trie tries[2]; /* raw, normalized */
+    trie tries[2];                /* raw, normalized */
     uint32_t *by_content, *by_id; /* hash tables of index + 1; 0: free */
     size_t n_slots;               /* of each; a power of two, at least twice n_tokens */
 };
@@ -34,7 +34,9 @@ sp_status sp_added_create(sp_added **out, sp_err *err) {
     return SP_OK;
 }
 
-static void free_slice(sp_slice s) { sp_free((char *)(uintptr_t)s.ptr); }
+static void free_slice(sp_slice s) {
+    sp_free((char *)(uintptr_t)s.ptr);
+}
 
 static void free_token(const sp_added_token *t) {
     if (t->written.ptr != t->content.ptr) free_slice(t->written);
@@ -52,8 +54,12 @@ void sp_added_free(sp_added *a) {
     sp_free(a);
 }
 
-int sp_added_count(const sp_added *a) { return a->n_tokens; }
-const sp_added_token *sp_added_at(const sp_added *a, int i) { return &a->tokens[i]; }
+int sp_added_count(const sp_added *a) {
+    return a->n_tokens;
+}
+const sp_added_token *sp_added_at(const sp_added *a, int i) {
+    return &a->tokens[i];
+}
 
 /* ---- tables ---- */
 
@@ -263,7 +269,7 @@ static size_t spaces_after(sp_slice text, size_t at) {
     return at;
 }
 
-/* Empty pieces vanish, even those of a token whose place an earlier one has taken with its spaces. */
+/* Empty pieces vanish, even those of a token whose place an earlier one took with its spaces. */
 static sp_status push(sp_pieces *out, sp_piece piece, size_t start, size_t end, int32_t id) {
     if (start == end) return SP_OK;
     return sp_pieces_push(out, (sp_piece){.ptr = piece.ptr + start,

@@ -36,7 +36,7 @@ SP_NODISCARD sp_status sp_added_put(sp_added *a, const sp_added_token *token,
 SP_NODISCARD sp_status sp_added_finish(sp_added *a, sp_err *err);
 
 int sp_added_count(const sp_added *a);
-const sp_added_token *sp_added_at(const sp_added *a, int i); /* in order of adding */
+const sp_added_token *sp_added_at(const sp_added *a, int i);              /* in order of adding */
 const sp_added_token *sp_added_find(const sp_added *a, sp_slice content); /* or NULL */
 const sp_added_token *sp_added_get(const sp_added *a, int32_t id);        /* or NULL */
 

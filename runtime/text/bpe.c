@@ -4,7 +4,9 @@
 #include "runtime/text/bpe_impl.h"
 #include "runtime/text/unicode.h"
 
-int32_t sp_bpe_size(const sp_bpe *m) { return m->n_ids; }
+int32_t sp_bpe_size(const sp_bpe *m) {
+    return m->n_ids;
+}
 
 sp_slice sp_bpe_piece(const sp_bpe *m, int32_t id) {
     if (id < 0 || id >= m->n_ids || !m->present[id]) return (sp_slice){0};

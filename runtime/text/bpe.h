@@ -36,9 +36,9 @@ void sp_bpe_free(sp_bpe *m);
 /** Appends the ids of one word (valid UTF-8). A character without a token is dropped when the file
  * names no unk_token.
  * Errors: SP_E_INVALID the file's unk_token is needed and not in its vocabulary; SP_E_NOMEM. */
-SP_NODISCARD sp_status sp_bpe_encode(const sp_bpe *m, sp_slice word, sp_bpe_scratch *s,
-                                     sp_ids *out, sp_err *err);
+SP_NODISCARD sp_status sp_bpe_encode(const sp_bpe *m, sp_slice word, sp_bpe_scratch *s, sp_ids *out,
+                                     sp_err *err);
 
-int32_t sp_bpe_size(const sp_bpe *m);                   /* highest id + 1 */
-sp_slice sp_bpe_piece(const sp_bpe *m, int32_t id);     /* ptr NULL: no such id */
-int32_t sp_bpe_find(const sp_bpe *m, sp_slice piece);   /* -1: none */
+int32_t sp_bpe_size(const sp_bpe *m);                 /* highest id + 1 */
+sp_slice sp_bpe_piece(const sp_bpe *m, int32_t id);   /* ptr NULL: no such id */
+int32_t sp_bpe_find(const sp_bpe *m, sp_slice piece); /* -1: none */

@@ -34,7 +34,7 @@ struct sp_bpe {
     size_t n_slots;
     sp_bpe_merge *merges;
     size_t n_merge_slots;
-    int32_t *chars;     /* [SP_BPE_CHARS]: token of a character, -1: none; NULL with prefix or suffix */
+    int32_t *chars; /* [SP_BPE_CHARS]: token of a character, -1: none; NULL with prefix or suffix */
     uint64_t *seams;    /* [2^SP_BPE_SEAM_BITS bits]; NULL: any two may meet */
     int32_t bytes[256]; /* token "<0x..>" of a byte, -1: none */
     bool byte_fallback, fuse_unk, ignore_merges, has_unk;
@@ -46,7 +46,9 @@ static inline uint64_t sp_bpe_pair(int32_t left, int32_t right) {
     return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
 }
 
-static inline uint64_t sp_bpe_mix(uint64_t pair) { return pair * 0x9e3779b97f4a7c15u; }
+static inline uint64_t sp_bpe_mix(uint64_t pair) {
+    return pair * 0x9e3779b97f4a7c15u;
+}
 
 static inline uint32_t sp_bpe_seam_bit(int32_t left, int32_t right) {
     return (uint32_t)(sp_bpe_mix(sp_bpe_pair(left, right)) >> (64 - SP_BPE_SEAM_BITS));

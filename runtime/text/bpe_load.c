@@ -26,7 +26,7 @@ typedef struct loader {
     sp_bpe *m;
     size_t text_len, n_merges;
     triple *triples; /* the merges in their order */
-    sp_buf key; /* for keys that hold NULs, and for merged pieces */
+    sp_buf key;      /* for keys that hold NULs, and for merged pieces */
     sp_err *err;
 } loader;
 
@@ -131,8 +131,9 @@ static bool read_merge(const sp_json_node *v, sp_slice *a, sp_slice *b) {
 }
 
 static sp_status unknown_piece(loader *l, uint32_t rank, sp_slice piece) {
-    return SP_FAIL(l->err, SP_E_FORMAT, "merges: entry %u needs the token '%.*s', which is not in "
-                                        "the vocabulary",
+    return SP_FAIL(l->err, SP_E_FORMAT,
+                   "merges: entry %u needs the token '%.*s', which is not in "
+                   "the vocabulary",
                    rank, (int)(piece.len < 60 ? piece.len : 60), piece.ptr);
 }
 
@@ -236,8 +237,12 @@ typedef struct ends {
     int32_t first, last; /* -1: no merge makes the token, it is its own */
 } ends;
 
-static int32_t first_of(const ends *e, int32_t id) { return e[id].first < 0 ? id : e[id].first; }
-static int32_t last_of(const ends *e, int32_t id) { return e[id].last < 0 ? id : e[id].last; }
+static int32_t first_of(const ends *e, int32_t id) {
+    return e[id].first < 0 ? id : e[id].first;
+}
+static int32_t last_of(const ends *e, int32_t id) {
+    return e[id].last < 0 ? id : e[id].last;
+}
 
 /* A token that a word can begin with as it is: one character, a byte, the unknown token. */
 static bool is_initial(const sp_bpe *m, int32_t id) {
@@ -253,7 +258,9 @@ static bool is_initial(const sp_bpe *m, int32_t id) {
 /* Goes over the merges until nothing changes: files list a token's merge before those that use it,
  * so that two rounds are the rule. false: a token has no single first or last symbol. */
 static bool find_ends(const loader *l, ends *e) {
-    enum { ROUNDS_MAX = 8 };
+    enum {
+        ROUNDS_MAX = 8
+    };
     for (int round = 0; round < ROUNDS_MAX; round++) {
         bool changed = false;
         for (size_t i = 0; i < l->n_merges; i++) {
@@ -303,8 +310,9 @@ static sp_status check_type(const sp_json_node *model, sp_err *err) {
     if (!type.ptr && sp_json_find(model, "merges")) return SP_OK;
     if (sp_slice_is(type, "BPE")) return SP_OK;
     if (!type.ptr)
-        return SP_FAIL(err, SP_E_UNSUPPORTED, "model without type and merges is not supported; "
-                                              "supported: BPE");
+        return SP_FAIL(err, SP_E_UNSUPPORTED,
+                       "model without type and merges is not supported; "
+                       "supported: BPE");
     return SP_FAIL(err, SP_E_UNSUPPORTED, "model type '%.*s' is not supported; supported: BPE",
                    (int)(type.len < 60 ? type.len : 60), type.ptr);
 }

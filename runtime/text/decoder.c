@@ -15,12 +15,12 @@ typedef struct step_ops {
 
 typedef struct step {
     const step_ops *ops;
-    sp_pattern pattern;  /* Replace */
-    sp_slice text;       /* owned: Replace's content, BPEDecoder's suffix, Strip's and Metaspace's
+    sp_pattern pattern; /* Replace */
+    sp_slice text;      /* owned: Replace's content, BPEDecoder's suffix, Strip's and Metaspace's
                             character */
-    size_t start, stop;  /* Strip */
-    bool drops_first;    /* Metaspace: no space for the mark in the first token */
-    bool after_fuse;     /* Strip: its one token is the whole text */
+    size_t start, stop; /* Strip */
+    bool drops_first;   /* Metaspace: no space for the mark in the first token */
+    bool after_fuse;    /* Strip: its one token is the whole text */
 } step;
 
 struct sp_decoder {
@@ -67,20 +67,34 @@ static void pass_end(stage *s) {
     if (!is_last(s)) s[1].step->ops->end_token(s + 1);
 }
 
-static void pass_replacement(stage *s) { pass(s, SP_UTF8_REPLACEMENT, 3); }
+static void pass_replacement(stage *s) {
+    pass(s, SP_UTF8_REPLACEMENT, 3);
+}
 
 /* The bytes of a buffer that may never have been written to. */
-static sp_slice bytes_in(const sp_buf *b) { return (sp_slice){b->ptr ? b->ptr : "", b->len}; }
+static sp_slice bytes_in(const sp_buf *b) {
+    return (sp_slice){b->ptr ? b->ptr : "", b->len};
+}
 
-static void finish_nothing(stage *s) { (void)s; }
-static void hold_chunk(stage *s, sp_slice chunk) { sp_buf_put_slice(&s->hold, chunk); }
+static void finish_nothing(stage *s) {
+    (void)s;
+}
+static void hold_chunk(stage *s, sp_slice chunk) {
+    sp_buf_put_slice(&s->hold, chunk);
+}
 
-static void settle_hold(stage *s) { sp_buf_clear(&s->hold); }
+static void settle_hold(stage *s) {
+    sp_buf_clear(&s->hold);
+}
 
 /* ---- no decoder: a space between tokens ---- */
 
-static void join_put(stage *s, sp_slice chunk) { pass(s, chunk.ptr, chunk.len); }
-static void join_end_token(stage *s) { s->count++; }
+static void join_put(stage *s, sp_slice chunk) {
+    pass(s, chunk.ptr, chunk.len);
+}
+static void join_end_token(stage *s) {
+    s->count++;
+}
 
 /* ---- Replace ---- */
 
@@ -275,7 +289,9 @@ static void level_settle(stage *s) {
 
 /* ---- Fuse ---- */
 
-static void fuse_end_token(stage *s) { (void)s; }
+static void fuse_end_token(stage *s) {
+    (void)s;
+}
 
 /* ---- Strip ---- */
 
@@ -313,7 +329,9 @@ static void strip_end_token(stage *s) {
     pass_end(s);
 }
 
-static void strip_settle(stage *s) { s->held = 0; }
+static void strip_settle(stage *s) {
+    s->held = 0;
+}
 
 /* ---- Metaspace ---- */
 
@@ -373,7 +391,9 @@ static void bpe_end_token(stage *s) {
     sp_buf_clear(&s->hold);
 }
 
-static void bpe_finish(stage *s) { bpe_release(s, ""); }
+static void bpe_finish(stage *s) {
+    bpe_release(s, "");
+}
 
 static void bpe_settle(stage *s) {
     sp_buf_clear(&s->hold);
@@ -532,9 +552,9 @@ static sp_status load_node(sp_decoder *d, const sp_json_node *node, sp_err *err)
     static const struct {
         const step_ops *ops;
         sp_status (*load)(const sp_json_node *, step *, sp_err *);
-    } types[] = {{&REPLACE, load_replace},      {&BYTE_FALLBACK, load_nothing},
-                 {&BYTE_LEVEL, load_nothing},   {&FUSE, load_nothing},
-                 {&STRIP, load_strip},          {&METASPACE, load_metaspace},
+    } types[] = {{&REPLACE, load_replace},    {&BYTE_FALLBACK, load_nothing},
+                 {&BYTE_LEVEL, load_nothing}, {&FUSE, load_nothing},
+                 {&STRIP, load_strip},        {&METASPACE, load_metaspace},
                  {&BPE_DECODER, load_bpe}};
     if (sp_json_type_of(node) != SP_JSON_OBJECT)
         return SP_FAIL(err, SP_E_FORMAT, "want an object, got %s",

@@ -43,7 +43,8 @@ static sp_status init_stop(stop *s, int index, sp_slice text, sp_err *err) {
         return SP_FAIL(err, SP_E_INVALID, "stop string %d has %zu bytes, at most %zu are allowed",
                        index, text.len, STOP_BYTES_MAX);
     /* Text comes in whole characters, so a stop string must end with one. */
-    if (!sp_utf8_valid(text)) return SP_FAIL(err, SP_E_INVALID, "stop string %d is not UTF-8", index);
+    if (!sp_utf8_valid(text))
+        return SP_FAIL(err, SP_E_INVALID, "stop string %d is not UTF-8", index);
     char *copy = sp_try_alloc(text.len);
     s->text = (sp_slice){copy, text.len};
     s->fall = sp_try_alloc_array(text.len, sizeof *s->fall);

@@ -19,6 +19,7 @@ sp_status sp_jinja_parse(sp_jinja **out, sp_slice source, sp_jinja_options optio
         sp_jinja_free(t);
         return st;
     }
+    sp_jinja_find_hidden(t);
     t->wants_parts = sp_jinja_find_parts(t);
     *out = t;
     return SP_OK;

@@ -131,6 +131,11 @@ typedef struct sp_jnodes {
     int n;
 } sp_jnodes;
 
+typedef struct sp_jnames {
+    int *at;
+    int n;
+} sp_jnames;
+
 struct sp_jnode {
     sp_jkind kind;
     int op;
@@ -141,6 +146,7 @@ struct sp_jnode {
     const void *fn; /* FILTER, TEST: the function, NULL: unknown */
     sp_jnode *a, *b, *c;
     sp_jnodes list, more, args;
+    sp_jnames hidden; /* of a node that opens a scope: names that are undefined until set */
 };
 
 struct sp_jinja {
@@ -148,6 +154,7 @@ struct sp_jinja {
     sp_jnodes body;
     sp_slice *names; /* by number */
     int n_names;
+    sp_jnames hidden;
     bool wants_parts;
 };
 
@@ -155,5 +162,7 @@ struct sp_jinja {
 SP_NODISCARD sp_status sp_jinja_build(sp_jinja *t, const sp_jtokens *tokens, sp_err *err);
 /** Refuses unknown filters and tests where Jinja does so before rendering. */
 SP_NODISCARD sp_status sp_jinja_check(const sp_jinja *t, sp_err *err);
+/** Fills in the hidden names of all scopes. */
+void sp_jinja_find_hidden(sp_jinja *t);
 /** See sp_jinja_wants_parts(). */
 bool sp_jinja_find_parts(const sp_jinja *t);

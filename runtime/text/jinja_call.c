@@ -256,7 +256,7 @@ sp_status sp_jmacro_call(sp_jrun *r, sp_jmacro *m, const sp_jcall *c, sp_jval *o
         return SP_FAIL(r->err, SP_E_TOOLONG, "template line %d: calls nested deeper than %d",
                        r->line, r->calls_max);
     if (c->n_named) SP_TRY(sp_jrun_take(r, (size_t)c->n_named * sizeof(bool), &used));
-    SP_TRY(sp_jrun_open_scope(r, m->scope, &s));
+    SP_TRY(sp_jrun_open_scope(r, m->scope, &n->hidden, &s));
     r->scope = s;
     SP_TRY(bind_params(r, n, c, used, s));
     SP_TRY(sp_jrun_capture(r, &n->list, out));

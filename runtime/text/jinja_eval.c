@@ -33,9 +33,10 @@ sp_status sp_jrun_capture(sp_jrun *r, const sp_jnodes *body, sp_jval *out) {
 }
 
 /* A body with a scope of its own. */
-static sp_status exec_scoped(sp_jrun *r, const sp_jnodes *body, sp_jval *captured) {
+static sp_status exec_scoped(sp_jrun *r, const sp_jnodes *body, const sp_jnames *hidden,
+                             sp_jval *captured) {
     sp_jscope *before = r->scope;
-    SP_TRY(sp_jrun_open_scope(r, before, &r->scope));
+    SP_TRY(sp_jrun_open_scope(r, before, hidden, &r->scope));
     SP_TRY(captured ? sp_jrun_capture(r, body, captured) : sp_jrun_exec(r, body));
     r->scope = before;
     return SP_OK;
@@ -74,7 +75,7 @@ static sp_status open_loop(sp_jrun *r, sp_jloop *loop) {
     SP_TRY(sp_jrun_take(r, sizeof(filtered), &p));
     filtered *f = p;
     f->node = loop->node;
-    SP_TRY(sp_jrun_open_scope(r, loop->scope, &f->scope));
+    SP_TRY(sp_jrun_open_scope(r, loop->scope, NULL, &f->scope));
     sp_jiter *up = loop->it;
     SP_TRY(sp_jiter_create(r, next_filtered, "generator", f, &loop->it));
     loop->it->up = up;
@@ -93,17 +94,20 @@ static sp_status next_item(sp_jrun *r, sp_jloop *loop, bool *done) {
     return SP_OK;
 }
 
-static sp_status run_iterations(sp_jrun *r, sp_jloop *loop) {
+/* As in Jinja, a loop counts as run once a body came to its end: after nothing but break and
+ * continue the else still follows. */
+static sp_status run_iterations(sp_jrun *r, sp_jloop *loop, bool *ran) {
     sp_jval self = {.type = SP_J_LOOP, .loop = loop};
     for (;;) {
         bool done;
         SP_TRY(next_item(r, loop, &done));
         if (done) return SP_OK;
-        r->scope->n = 0;
+        SP_TRY(sp_jrun_reset_scope(r, r->scope, &loop->node->hidden));
         SP_TRY(sp_jrun_bind(r, r->scope, SP_JNAME_LOOP, self));
         SP_TRY(sp_jrun_assign(r, r->scope, loop->node->a, loop->current));
         SP_TRY(sp_jrun_exec(r, &loop->node->list));
         bool stop = r->flow == SP_JFLOW_BREAK;
+        if (r->flow == SP_JFLOW_NEXT) *ran = true;
         r->flow = SP_JFLOW_NEXT;
         if (stop) return SP_OK;
     }
@@ -116,11 +120,12 @@ sp_status sp_jrun_loop(sp_jrun *r, const sp_jnode *n, sp_jscope *around, sp_jval
     sp_jloop *loop = p;
     *loop = (sp_jloop){.node = n, .scope = around, .over = over, .index0 = -1, .depth0 = depth0};
     sp_jscope *before = r->scope;
-    SP_TRY(sp_jrun_open_scope(r, around, &r->scope));
+    SP_TRY(sp_jrun_open_scope(r, around, NULL, &r->scope));
     SP_TRY(open_loop(r, loop));
-    SP_TRY(run_iterations(r, loop));
+    bool ran = false;
+    SP_TRY(run_iterations(r, loop, &ran));
     r->scope = around;
-    if (loop->index0 < 0) SP_TRY(exec_scoped(r, &n->more, NULL));
+    if (!ran) SP_TRY(exec_scoped(r, &n->more, NULL, NULL));
     r->scope = before;
     return SP_OK;
 }
@@ -144,7 +149,7 @@ static sp_status exec_if(sp_jrun *r, const sp_jnode *n) {
 
 /* The text of a block through its filters; without any it stays as it is. */
 static sp_status filter_text(sp_jrun *r, const sp_jnode *n, sp_jval *v) {
-    SP_TRY(exec_scoped(r, &n->list, v));
+    SP_TRY(exec_scoped(r, &n->list, &n->hidden, v));
     if (!n->b || r->flow != SP_JFLOW_NEXT) return SP_OK;
     r->block_text = *v;
     return sp_jrun_eval(r, n->b, v);
@@ -170,7 +175,7 @@ static sp_status exec_callblock(sp_jrun *r, const sp_jnode *n) {
 
 static sp_status exec_with(sp_jrun *r, const sp_jnode *n) {
     sp_jscope *before = r->scope, *inside;
-    SP_TRY(sp_jrun_open_scope(r, before, &inside));
+    SP_TRY(sp_jrun_open_scope(r, before, &n->hidden, &inside));
     for (int i = 0; i < n->args.n; i++) {
         sp_jval v;
         SP_TRY(sp_jrun_eval(r, n->args.at[i]->b, &v));
@@ -204,7 +209,7 @@ static sp_status exec_node(sp_jrun *r, const sp_jnode *n) {
         return sp_jrun_bind(r, r->scope, n->name, v);
     case SP_JN_CALLBLOCK: return exec_callblock(r, n);
     case SP_JN_WITH: return exec_with(r, n);
-    case SP_JN_GENERATION: return exec_scoped(r, &n->list, NULL);
+    case SP_JN_GENERATION: return exec_scoped(r, &n->list, &n->hidden, NULL);
     case SP_JN_BREAK: r->flow = SP_JFLOW_BREAK; return SP_OK;
     case SP_JN_CONTINUE: r->flow = SP_JFLOW_CONTINUE; return SP_OK;
     default: return sp_jrun_fail(r, "a statement of kind %d", (int)n->kind);
@@ -247,9 +252,9 @@ static sp_status bind_variables(sp_jrun *r, const sp_jinja_var *vars, int n_vars
 static sp_status render(sp_jrun *r, const sp_jinja_var *vars, int n_vars, sp_buf *out) {
     sp_jtext text = {0};
     sp_jscope *top;
-    SP_TRY(sp_jrun_open_scope(r, NULL, &r->scope));
+    SP_TRY(sp_jrun_open_scope(r, NULL, NULL, &r->scope));
     SP_TRY(bind_variables(r, vars, n_vars));
-    SP_TRY(sp_jrun_open_scope(r, r->scope, &top));
+    SP_TRY(sp_jrun_open_scope(r, r->scope, &r->t->hidden, &top));
     r->scope = top;
     r->out = &text;
     SP_TRY(sp_jrun_exec(r, &r->t->body));

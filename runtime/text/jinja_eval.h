@@ -131,8 +131,11 @@ SP_NODISCARD sp_status sp_jrun_capture(sp_jrun *r, const sp_jnodes *body, sp_jva
  * MISSING. */
 SP_NODISCARD sp_status sp_jrun_args(sp_jrun *r, const sp_jnodes *args, sp_jval caller,
                                     sp_jcall *out);
-/** Opens a scope inside `up`; close with r->scope = what it was. */
-SP_NODISCARD sp_status sp_jrun_open_scope(sp_jrun *r, sp_jscope *up, sp_jscope **out);
+/** A scope inside `up` in which `hidden` (may be NULL) names are undefined. */
+SP_NODISCARD sp_status sp_jrun_open_scope(sp_jrun *r, sp_jscope *up, const sp_jnames *hidden,
+                                          sp_jscope **out);
+/** Empties a scope for the next iteration. */
+SP_NODISCARD sp_status sp_jrun_reset_scope(sp_jrun *r, sp_jscope *s, const sp_jnames *hidden);
 SP_NODISCARD sp_status sp_jrun_bind(sp_jrun *r, sp_jscope *s, int name, sp_jval v);
 /** Assigns to a target: a name, a tuple of targets, an attribute of a namespace. */
 SP_NODISCARD sp_status sp_jrun_assign(sp_jrun *r, sp_jscope *s, const sp_jnode *target, sp_jval v);

@@ -270,13 +270,15 @@ static sp_status f_round(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jc
     bool up = sp_slice_is(method, "ceil"), down = sp_slice_is(method, "floor");
     if (!up && !down && !sp_slice_is(method, "common"))
         return sp_jrun_fail(r, "method must be common, ceil or floor");
-    if (!sp_jval_is_number(self) || self.type == SP_J_BIG)
+    if (!sp_jval_is_number(self) || (self.type == SP_J_BIG && digits < 0))
         return sp_jrun_fail(r, "'%s' cannot be rounded", sp_jval_type_name(self));
     if (up || down) {
         double scale = pow(10, (double)digits), f = sp_jval_as_float(self) * scale;
         *out = sp_jval_float((up ? ceil(f) : floor(f)) / scale);
         return SP_OK;
     }
+    *out = self;
+    if (self.type == SP_J_BIG) return SP_OK;
     if (sp_jval_is_int(self)) return round_int(r, sp_jval_as_int(self), digits, out);
     *out = sp_jval_float(round_float(self.f, digits));
     return v[0].type == SP_J_NONE ? int_of_float(r, out->f, out, &ok) : SP_OK;

@@ -8,7 +8,8 @@ typedef struct lazy {
     /* map and select */
     bool get; /* an attribute first */
     sp_jgetter getter;
-    const sp_jspec *spec; /* filter or test; NULL: none */
+    sp_jval name;         /* of a filter or test; MISSING: none */
+    const sp_jspec *spec; /* what it names, from the first item on */
     sp_jcall call;
     bool reject;
     /* unique */
@@ -40,6 +41,15 @@ static sp_status pull(sp_jrun *r, sp_jiter *it, bool truth, sp_jval *out, bool *
     return sp_jiter_next(r, it->up, out, done);
 }
 
+/* A name that names nothing fails when it is used, not before. */
+static sp_status resolve(sp_jrun *r, lazy *l, const sp_jspec *(*find)(sp_slice), const char *what) {
+    sp_slice name;
+    if (l->spec) return SP_OK;
+    SP_TRY(sp_jarg_str(r, l->name, "", &name));
+    l->spec = find(name);
+    return l->spec ? SP_OK : sp_jrun_fail(r, "no %s named '%.*s'", what, (int)name.len, name.ptr);
+}
+
 /* --- map --- */
 
 static sp_status next_mapped(sp_jrun *r, sp_jiter *it, sp_jval *out, bool *done) {
@@ -48,6 +58,7 @@ static sp_status next_mapped(sp_jrun *r, sp_jiter *it, sp_jval *out, bool *done)
     SP_TRY(pull(r, it, true, &item, done));
     if (*done) return SP_OK;
     if (l->get) return sp_jgetter_get(r, &l->getter, item, out);
+    SP_TRY(resolve(r, l, sp_jfilter_find, "filter"));
     return sp_jspec_call(r, l->spec, item, &l->call, out);
 }
 
@@ -75,10 +86,7 @@ static sp_status f_map(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcal
         return SP_OK;
     }
     if (c->n == 0) return sp_jrun_fail(r, "map() wants the name of a filter");
-    sp_slice name;
-    SP_TRY(sp_jarg_str(r, c->pos[0], "", &name));
-    l->spec = sp_jfilter_find(name);
-    if (!l->spec) return sp_jrun_fail(r, "no filter named '%.*s'", (int)name.len, name.ptr);
+    l->name = c->pos[0];
     l->call = rest_of(c, 1);
     return SP_OK;
 }
@@ -93,7 +101,10 @@ static sp_status next_selected(sp_jrun *r, sp_jiter *it, sp_jval *out, bool *don
         if (*done) return SP_OK;
         looked = item;
         if (l->get) SP_TRY(sp_jgetter_get(r, &l->getter, item, &looked));
-        if (l->spec) SP_TRY(sp_jspec_call(r, l->spec, looked, &l->call, &looked));
+        if (sp_jarg_given(l->name)) {
+            SP_TRY(resolve(r, l, sp_jtest_find, "test"));
+            SP_TRY(sp_jspec_call(r, l->spec, looked, &l->call, &looked));
+        }
         if (sp_jval_truth(looked) == l->reject) continue;
         *out = item;
         return SP_OK;
@@ -109,10 +120,7 @@ static sp_status select_items(sp_jrun *r, sp_jval self, const sp_jcall *c, bool 
     if (attribute && c->n == 0) return sp_jrun_fail(r, "missing parameter for attribute name");
     if (attribute) SP_TRY(sp_jgetter_init(r, &l->getter, c->pos[0]));
     if (c->n <= attribute) return SP_OK;
-    sp_slice name;
-    SP_TRY(sp_jarg_str(r, c->pos[attribute], "", &name));
-    l->spec = sp_jtest_find(name);
-    if (!l->spec) return sp_jrun_fail(r, "no test named '%.*s'", (int)name.len, name.ptr);
+    l->name = c->pos[attribute];
     l->call = rest_of(c, 1 + attribute);
     return SP_OK;
 }

@@ -75,13 +75,23 @@ static sp_status sort_keys(sp_jrun *r, const sp_jlist *items, sp_jval attribute,
     return SP_OK;
 }
 
+/* `reverse` is handed to sorted(), which takes numbers only. */
+static sp_status reverse_arg(sp_jrun *r, sp_jval v, bool *out) {
+    int64_t n;
+    SP_TRY(sp_jarg_int(r, v, 0, &n));
+    *out = n != 0;
+    return SP_OK;
+}
+
 static sp_status f_sort(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,
                         sp_jval *out) {
     (void)c;
     sp_jlist *items, *keys;
+    bool reverse;
+    SP_TRY(reverse_arg(r, v[0], &reverse));
     SP_TRY(sp_jiter_collect(r, self, &items));
     SP_TRY(sort_keys(r, items, v[2], !sp_jval_truth(v[1]), &keys));
-    SP_TRY(sp_jlist_sort(r, items, keys, sp_jval_truth(v[0])));
+    SP_TRY(sp_jlist_sort(r, items, keys, reverse));
     *out = sp_jval_list(items);
     return SP_OK;
 }
@@ -92,6 +102,8 @@ static sp_status f_dictsort(sp_jrun *r, sp_jval self, const sp_jval *v, const sp
     sp_slice by;
     sp_jlist *pairs, *keys;
     sp_jgetter g;
+    bool reverse;
+    SP_TRY(reverse_arg(r, v[2], &reverse));
     SP_TRY(sp_jarg_str(r, v[1], "key", &by));
     bool value = sp_slice_is(by, "value");
     if (!value && !sp_slice_is(by, "key"))
@@ -109,7 +121,7 @@ static sp_status f_dictsort(sp_jrun *r, sp_jval self, const sp_jval *v, const sp
         SP_TRY(sp_jgetter_get(r, &g, pairs->at[i].list->at[value], &key));
         SP_TRY(sp_jlist_push(r, keys, key));
     }
-    SP_TRY(sp_jlist_sort(r, pairs, keys, sp_jval_truth(v[2])));
+    SP_TRY(sp_jlist_sort(r, pairs, keys, reverse));
     *out = sp_jval_list(pairs);
     return SP_OK;
 }

@@ -146,8 +146,8 @@ static sp_status f_truncate(sp_jrun *r, sp_jval self, const sp_jval *v, const sp
     if (sp_jarg_given_some(v[3])) SP_TRY(sp_jarg_int(r, v[3], 5, &leeway));
     SP_TRY(sp_jval_str(r, SP_SLICE("..."), &end));
     if (sp_jarg_given(v[2])) end = v[2];
-    if (self.type == SP_J_UNDEFINED) SP_TRY(sp_jval_str(r, (sp_slice){0}, &self));
-    if (self.type != SP_J_STR || end.type != SP_J_STR)
+    size_t n;
+    if (!sp_jval_len(self, &n) || end.type != SP_J_STR)
         return sp_jrun_fail(r, "truncate wants strings, got %s and %s", sp_jval_type_name(self),
                             sp_jval_type_name(end));
     int64_t n_end = (int64_t)sp_jstr_chars(end.s);
@@ -155,7 +155,9 @@ static sp_status f_truncate(sp_jrun *r, sp_jval self, const sp_jval *v, const sp
         return sp_jrun_fail(r, "truncate wants a length of %lld or more and a leeway of 0 or more",
                             (long long)n_end);
     *out = self;
-    if ((int64_t)sp_jstr_chars(self.s) - leeway <= length) return SP_OK;
+    if ((int64_t)n - leeway <= length) return SP_OK;
+    if (self.type != SP_J_STR)
+        return sp_jrun_fail(r, "'%s' cannot be truncated", sp_jval_type_name(self));
     sp_slice s = {self.s->ptr, sp_jstr_byte(self.s, (size_t)(length - n_end))};
     if (!sp_jval_truth(v[1])) s = cut_at_blank(s);
     SP_TRY(sp_jval_str(r, s, out));

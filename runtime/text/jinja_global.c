@@ -45,6 +45,7 @@ static sp_status put_all(sp_jrun *r, sp_jdict *d, sp_jval from) {
         return SP_OK;
     }
     sp_jlist *pairs, *pair;
+    if (from.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, from);
     SP_TRY(sp_jiter_collect(r, from, &pairs));
     for (size_t i = 0; i < pairs->n; i++) {
         SP_TRY(sp_jiter_collect(r, pairs->at[i], &pair));

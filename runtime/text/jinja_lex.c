@@ -350,6 +350,7 @@ static char sign_at(const lexer *x, size_t at) {
 }
 
 static sp_status lex_comment(lexer *x) {
+    if (x->at >= x->n) return SP_OK; /* Jinja lets a comment or raw with nothing behind it pass */
     ptrdiff_t at = sp_slice_find((sp_slice){x->s, x->n}, SP_SLICE("#}"), x->at);
     if (at < 0) return fail(x, "a comment does not end");
     size_t end = (size_t)at;
@@ -373,6 +374,7 @@ static bool is_word_tag(const lexer *x, size_t at, const char *word, bool plus, 
 
 /* x->at is behind {% raw %}. */
 static sp_status lex_raw(lexer *x) {
+    if (x->at >= x->n) return SP_OK;
     sp_slice all = {x->s, x->n};
     char sign;
     size_t end;

@@ -295,7 +295,8 @@ static sp_status not_there(sp_jrun *r, sp_jval obj, sp_jval key, sp_jval *out) {
 }
 
 sp_status sp_jval_getattr(sp_jrun *r, sp_jval obj, sp_jval name, sp_jval *out) {
-    if (obj.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, obj);
+    if (obj.type == SP_J_UNDEFINED && !is_hidden(sp_jval_slice(name)))
+        return sp_jval_fail_undefined(r, obj);
     SP_TRY(sp_jval_attr(r, obj, sp_jval_slice(name), out));
     if (out->type == SP_J_MISSING) SP_TRY(item(r, obj, name, out));
     return not_there(r, obj, name, out);

@@ -232,8 +232,8 @@ static sp_status check_target(sp_jparser *p, const sp_jnode *n) {
     return SP_OK;
 }
 
-static sp_status parse_target(sp_jparser *p, bool namespaces, const char *until, sp_jnode **out) {
-    sp_jtuple_rules rules = {.targets = true, .namespaces = namespaces, .until = until};
+static sp_status parse_target(sp_jparser *p, bool namespaces, sp_jnode **out) {
+    sp_jtuple_rules rules = {.targets = true, .namespaces = namespaces};
     SP_TRY(sp_jparser_tuple(p, rules, out));
     return check_target(p, *out);
 }
@@ -253,7 +253,7 @@ static sp_status parse_plain_name(sp_jparser *p, sp_jnode *n) {
 
 static sp_status parse_set(sp_jparser *p, sp_jnode *n) {
     static const char *const ends[] = {"endset", NULL};
-    SP_TRY(parse_target(p, true, NULL, &n->a));
+    SP_TRY(parse_target(p, true, &n->a));
     if (sp_jparser_skip(p, SP_JT_ASSIGN)) return sp_jparser_tuple(p, (sp_jtuple_rules){0}, &n->b);
     n->kind = SP_JN_SETBLOCK;
     SP_TRY(sp_jparser_filters(p, NULL, false, &n->b));
@@ -264,9 +264,9 @@ static sp_status parse_for(sp_jparser *p, sp_jnode *n) {
     static const char *const body_ends[] = {"endfor", "else", NULL}, *const ends[] = {"endfor", NULL};
     sp_slice by;
     p->in_for++;
-    SP_TRY(parse_target(p, false, "in", &n->a));
+    SP_TRY(parse_target(p, false, &n->a));
     if (!sp_jparser_skip_name(p, "in")) return sp_jparser_unexpected(p, "'in'");
-    SP_TRY(sp_jparser_tuple(p, (sp_jtuple_rules){.no_cond = true, .until = "recursive"}, &n->b));
+    SP_TRY(sp_jparser_tuple(p, (sp_jtuple_rules){.no_cond = true}, &n->b));
     if (sp_jparser_skip_name(p, "if")) SP_TRY(sp_jparser_expression(p, &n->c));
     n->op = sp_jparser_skip_name(p, "recursive");
     p->loops++;
@@ -385,7 +385,7 @@ static sp_status assignment_list(sp_jparser *p, sp_jnode_list *sets) {
         if (sets->n) SP_TRY(sp_jparser_expect(p, SP_JT_COMMA));
         SP_TRY(sp_jparser_node(p, SP_JN_SET, p->at->line, &set));
         /* `a, b = pair` is one assignment; the target takes the commas it sees. */
-        SP_TRY(parse_target(p, false, NULL, &set->a));
+        SP_TRY(parse_target(p, false, &set->a));
         SP_TRY(sp_jparser_expect(p, SP_JT_ASSIGN));
         SP_TRY(sp_jparser_expression(p, &set->b));
         SP_TRY(sp_jparser_seal(p, set));

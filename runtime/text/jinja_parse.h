@@ -50,7 +50,6 @@ typedef struct sp_jtuple_rules {
     bool no_cond;      /* no inline if */
     bool parentheses;  /* () is a tuple */
     bool namespaces;   /* targets: ns.attr too */
-    const char *until; /* a name that ends it */
 } sp_jtuple_rules;
 
 SP_NODISCARD sp_status sp_jparser_expression(sp_jparser *p, sp_jnode **out);

@@ -545,10 +545,9 @@ sp_status sp_jparser_expression(sp_jparser *p, sp_jnode **out) {
 
 /* --- tuples --- */
 
-static bool tuple_ends(const sp_jparser *p, const char *until) {
+static bool tuple_ends(const sp_jparser *p) {
     sp_jtok t = p->at->type;
-    return t == SP_JT_VAR_END || t == SP_JT_BLOCK_END || t == SP_JT_RPAREN ||
-           (until && sp_jparser_is_name(p->at, until));
+    return t == SP_JT_VAR_END || t == SP_JT_BLOCK_END || t == SP_JT_RPAREN;
 }
 
 static sp_status tuple_item(sp_jparser *p, const sp_jtuple_rules *rules, sp_jnode **out) {
@@ -565,7 +564,7 @@ static sp_status tuple_items(sp_jparser *p, const sp_jtuple_rules *rules, sp_jno
     for (;;) {
         sp_jnode *item;
         if (items->n) SP_TRY(sp_jparser_expect(p, SP_JT_COMMA));
-        if (tuple_ends(p, rules->until)) return SP_OK;
+        if (tuple_ends(p)) return SP_OK;
         SP_TRY(tuple_item(p, rules, &item));
         SP_TRY(sp_jparser_push(p, items, item));
         if (p->at->type != SP_JT_COMMA) return SP_OK;

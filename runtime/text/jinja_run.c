@@ -45,11 +45,19 @@ void sp_jrun_leave(sp_jrun *r) { r->levels--; }
 
 /* --- scopes --- */
 
-sp_status sp_jrun_open_scope(sp_jrun *r, sp_jscope *up, sp_jscope **out) {
+sp_status sp_jrun_open_scope(sp_jrun *r, sp_jscope *up, const sp_jnames *hidden,
+                             sp_jscope **out) {
     void *p = NULL;
     SP_TRY(sp_jrun_take(r, sizeof(sp_jscope), &p));
     *out = p;
     (*out)->up = up;
+    return sp_jrun_reset_scope(r, *out, hidden);
+}
+
+sp_status sp_jrun_reset_scope(sp_jrun *r, sp_jscope *s, const sp_jnames *hidden) {
+    s->n = 0;
+    for (int i = 0; hidden && i < hidden->n; i++)
+        SP_TRY(sp_jrun_bind(r, s, hidden->at[i], sp_jval_missing()));
     return SP_OK;
 }
 
@@ -84,7 +92,7 @@ sp_status sp_jrun_lookup(sp_jrun *r, int name, sp_slice text, sp_jval *out) {
         *out = *v;
         return SP_OK;
     }
-    const sp_jglobal *g = sp_jglobal_find(text);
+    const sp_jglobal *g = v ? NULL : sp_jglobal_find(text);
     if (g) {
         *out = (sp_jval){.type = SP_J_FN, .fn = g};
         return SP_OK;

@@ -85,8 +85,8 @@ static sp_status apply_replace(const step *s, const job *j) {
     size_t done = 0, start, end;
     for (;;) {
         bool found;
-        SP_TRY(sp_pattern_next(&s->pattern, j->scratch->regex, j->text, &walk, &start, &end,
-                               &found, j->err));
+        SP_TRY(sp_pattern_next(&s->pattern, j->scratch->regex, j->text, &walk, &start, &end, &found,
+                               j->err));
         if (!found) break;
         if (start == 0 && end > 0 && s->content.len == 0) *j->cut = true;
         sp_buf_put(j->out, j->text.ptr + done, start - done);
@@ -125,7 +125,9 @@ void sp_normalizer_scratch_fini(sp_normalizer_scratch *s) {
     sp_buf_fini(&s->bufs[1]);
 }
 
-bool sp_normalizer_is_empty(const sp_normalizer *n) { return n->n_steps == 0; }
+bool sp_normalizer_is_empty(const sp_normalizer *n) {
+    return n->n_steps == 0;
+}
 
 /* ---- loading ---- */
 

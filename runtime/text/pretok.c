@@ -14,7 +14,7 @@
 #define REWRITTEN_BYTES_MAX ((size_t)1 << 20)
 
 /* What ByteLevel splits by when use_regex is set. */
-#define GPT2_PATTERN                                                                               \
+#define GPT2_PATTERN \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 /* ---- regex ---- */
@@ -200,7 +200,11 @@ typedef enum behavior {
     CONTIGUOUS,
 } behavior;
 
-typedef enum prepend { ALWAYS, FIRST, NEVER } prepend;
+typedef enum prepend {
+    ALWAYS,
+    FIRST,
+    NEVER
+} prepend;
 
 typedef struct run run;
 typedef struct step {
@@ -261,11 +265,15 @@ static sp_status release(joiner *j) {
 
 static bool joins(const joiner *j, bool match) {
     switch (j->behavior) {
-    case MERGED_WITH_PREVIOUS: return match && !j->prev_match;
-    case MERGED_WITH_NEXT: return !match && j->held_match;
-    case CONTIGUOUS: return match == j->prev_match;
+    case MERGED_WITH_PREVIOUS:
+        return match && !j->prev_match;
+    case MERGED_WITH_NEXT:
+        return !match && j->held_match;
+    case CONTIGUOUS:
+        return match == j->prev_match;
     case REMOVED:
-    case ISOLATED: break;
+    case ISOLATED:
+        break;
     }
     return false;
 }
@@ -326,7 +334,11 @@ static sp_status apply_class(const step *s, run *r, sp_piece piece) {
 /* Whitespace: runs of word characters, and runs of what is neither word nor space. */
 static sp_status apply_whitespace(const step *s, run *r, sp_piece piece) {
     (void)s;
-    enum { SPACES, WORDS, OTHERS } kind = SPACES, now;
+    enum {
+        SPACES,
+        WORDS,
+        OTHERS
+    } kind = SPACES, now;
     size_t start = 0;
     for (size_t i = 0; i < piece.len;) {
         int len;

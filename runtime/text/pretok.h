@@ -33,7 +33,9 @@ typedef struct sp_regex_walk {
     size_t from;     /* where the next search begins */
     size_t last_end; /* end of the last match, SIZE_MAX before the first */
 } sp_regex_walk;
-static inline sp_regex_walk sp_regex_walk_begin(void) { return (sp_regex_walk){0, SIZE_MAX}; }
+static inline sp_regex_walk sp_regex_walk_begin(void) {
+    return (sp_regex_walk){0, SIZE_MAX};
+}
 
 /** The next match in `text` (valid UTF-8); an empty match directly behind the last one is passed
  * over. *found is false when there is no more.
@@ -51,8 +53,8 @@ SP_NODISCARD sp_status sp_pattern_load(sp_pattern *out, const sp_json_node *node
 void sp_pattern_fini(sp_pattern *p);
 /** As sp_regex_next(). */
 SP_NODISCARD sp_status sp_pattern_next(const sp_pattern *p, sp_regex_scratch *s, sp_slice text,
-                                       sp_regex_walk *walk, size_t *start, size_t *end,
-                                       bool *found, sp_err *err);
+                                       sp_regex_walk *walk, size_t *start, size_t *end, bool *found,
+                                       sp_err *err);
 
 /* ---- pieces ---- */
 

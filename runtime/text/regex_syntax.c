@@ -8,20 +8,20 @@
 #define SETS_MAX 16    /* nested sets */
 #define OUTPUT_BYTES_MAX ((size_t)1 << 20)
 
-#define SPACE                                                                                      \
-    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}"    \
+#define SPACE \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}" \
     "\\x{205f}\\x{3000}"
-#define WORD                                                                                       \
-    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-"         \
+#define WORD \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-" \
     "\\x{1f169}\\x{1f170}-\\x{1f189}"
 /* Oniguruma's \w outside of [] takes superscript digits and fractions of Latin-1 too. */
 #define WORD_ALONE WORD "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 #define HEX "0-9A-Fa-f"
 /* Emoji of Unicode 15 and 16: people write them, and a PCRE2 of Unicode 14 takes them for nothing
  * where a pattern asks for symbols. */
-#define YOUNG_SYMBOLS                                                                              \
-    "\\x{1f6dc}\\x{1fa75}-\\x{1fa77}\\x{1fa87}-\\x{1fa89}\\x{1fa8f}\\x{1faad}-\\x{1faaf}"            \
-    "\\x{1fabb}-\\x{1fabf}\\x{1fac6}\\x{1face}-\\x{1facf}\\x{1fada}-\\x{1fadc}\\x{1fadf}"           \
+#define YOUNG_SYMBOLS \
+    "\\x{1f6dc}\\x{1fa75}-\\x{1fa77}\\x{1fa87}-\\x{1fa89}\\x{1fa8f}\\x{1faad}-\\x{1faaf}" \
+    "\\x{1fabb}-\\x{1fabf}\\x{1fac6}\\x{1face}-\\x{1facf}\\x{1fada}-\\x{1fadc}\\x{1fadf}" \
     "\\x{1fae8}-\\x{1fae9}\\x{1faf7}-\\x{1faf8}"
 #define ITEMS_BYTES 512 /* of a named set */
 
@@ -41,38 +41,75 @@ typedef struct named_set {
     const char *name, *items;
 } named_set;
 
-static const named_set posix_sets[] = {{"alnum", "\\p{Alphabetic}\\p{Nd}"},
-                                       {"alpha", "\\p{Alphabetic}"},
-                                       {"ascii", "\\x{0}-\\x{7f}"},
-                                       {"blank", "\\x{9}\\p{Zs}"},
-                                       {"cntrl", "\\p{Cc}"},
-                                       {"digit", "\\p{Nd}"},
-                                       {"graph", "\\p{L}\\p{M}\\p{N}\\p{P}\\p{S}\\p{Cf}\\p{Co}"},
-                                       {"lower", "\\p{Lowercase}"},
-                                       {"print", "\\p{L}\\p{M}\\p{N}\\p{P}\\p{S}\\p{Cf}\\p{Co}\\p{Zs}"},
-                                       {"punct", "\\p{P}\\p{S}" YOUNG_SYMBOLS},
-                                       {"space", SPACE},
-                                       {"upper", "\\p{Uppercase}"},
-                                       {"word", WORD},
-                                       {"xdigit", HEX}};
+static const named_set posix_sets[] = {
+    {"alnum", "\\p{Alphabetic}\\p{Nd}"},
+    {"alpha", "\\p{Alphabetic}"},
+    {"ascii", "\\x{0}-\\x{7f}"},
+    {"blank", "\\x{9}\\p{Zs}"},
+    {"cntrl", "\\p{Cc}"},
+    {"digit", "\\p{Nd}"},
+    {"graph", "\\p{L}\\p{M}\\p{N}\\p{P}\\p{S}\\p{Cf}\\p{Co}"},
+    {"lower", "\\p{Lowercase}"},
+    {"print", "\\p{L}\\p{M}\\p{N}\\p{P}\\p{S}\\p{Cf}\\p{Co}\\p{Zs}"},
+    {"punct", "\\p{P}\\p{S}" YOUNG_SYMBOLS},
+    {"space", SPACE},
+    {"upper", "\\p{Uppercase}"},
+    {"word", WORD},
+    {"xdigit", HEX}};
 
 /* Long names of general categories, and binary properties that PCRE2 knows by name. */
 static const named_set properties[] = {
-    {"letter", "L"}, {"casedletter", "L&"}, {"uppercaseletter", "Lu"}, {"lowercaseletter", "Ll"},
-    {"titlecaseletter", "Lt"}, {"modifierletter", "Lm"}, {"otherletter", "Lo"}, {"mark", "M"},
-    {"nonspacingmark", "Mn"}, {"spacingmark", "Mc"}, {"enclosingmark", "Me"}, {"number", "N"},
-    {"decimalnumber", "Nd"}, {"letternumber", "Nl"}, {"othernumber", "No"}, {"punctuation", "P"},
-    {"connectorpunctuation", "Pc"}, {"dashpunctuation", "Pd"}, {"openpunctuation", "Ps"},
-    {"closepunctuation", "Pe"}, {"initialpunctuation", "Pi"}, {"finalpunctuation", "Pf"},
-    {"otherpunctuation", "Po"}, {"symbol", "S"}, {"mathsymbol", "Sm"}, {"currencysymbol", "Sc"},
-    {"modifiersymbol", "Sk"}, {"othersymbol", "So"}, {"separator", "Z"}, {"spaceseparator", "Zs"},
-    {"lineseparator", "Zl"}, {"paragraphseparator", "Zp"}, {"other", "C"}, {"control", "Cc"},
-    {"format", "Cf"}, {"surrogate", "Cs"}, {"privateuse", "Co"}, {"unassigned", "Cn"},
-    {"any", "Any"}, {"alphabetic", "Alphabetic"}, {"lowercase", "Lowercase"},
-    {"uppercase", "Uppercase"}, {"whitespace", "White_Space"}, {"emoji", "Emoji"},
-    {"emojipresentation", "Emoji_Presentation"}, {"emojimodifier", "Emoji_Modifier"},
-    {"extendedpictographic", "Extended_Pictographic"}, {"ideographic", "Ideographic"},
-    {"joincontrol", "Join_Control"}, {"math", "Math"}, {"dash", "Dash"},
+    {"letter", "L"},
+    {"casedletter", "L&"},
+    {"uppercaseletter", "Lu"},
+    {"lowercaseletter", "Ll"},
+    {"titlecaseletter", "Lt"},
+    {"modifierletter", "Lm"},
+    {"otherletter", "Lo"},
+    {"mark", "M"},
+    {"nonspacingmark", "Mn"},
+    {"spacingmark", "Mc"},
+    {"enclosingmark", "Me"},
+    {"number", "N"},
+    {"decimalnumber", "Nd"},
+    {"letternumber", "Nl"},
+    {"othernumber", "No"},
+    {"punctuation", "P"},
+    {"connectorpunctuation", "Pc"},
+    {"dashpunctuation", "Pd"},
+    {"openpunctuation", "Ps"},
+    {"closepunctuation", "Pe"},
+    {"initialpunctuation", "Pi"},
+    {"finalpunctuation", "Pf"},
+    {"otherpunctuation", "Po"},
+    {"symbol", "S"},
+    {"mathsymbol", "Sm"},
+    {"currencysymbol", "Sc"},
+    {"modifiersymbol", "Sk"},
+    {"othersymbol", "So"},
+    {"separator", "Z"},
+    {"spaceseparator", "Zs"},
+    {"lineseparator", "Zl"},
+    {"paragraphseparator", "Zp"},
+    {"other", "C"},
+    {"control", "Cc"},
+    {"format", "Cf"},
+    {"surrogate", "Cs"},
+    {"privateuse", "Co"},
+    {"unassigned", "Cn"},
+    {"any", "Any"},
+    {"alphabetic", "Alphabetic"},
+    {"lowercase", "Lowercase"},
+    {"uppercase", "Uppercase"},
+    {"whitespace", "White_Space"},
+    {"emoji", "Emoji"},
+    {"emojipresentation", "Emoji_Presentation"},
+    {"emojimodifier", "Emoji_Modifier"},
+    {"extendedpictographic", "Extended_Pictographic"},
+    {"ideographic", "Ideographic"},
+    {"joincontrol", "Join_Control"},
+    {"math", "Math"},
+    {"dash", "Dash"},
 };
 
 static const char *find_set(const named_set *sets, size_t n, const char *name) {
@@ -87,7 +124,7 @@ static int peek(const parser *p, size_t ahead) {
 
 static bool looking_at(const parser *p, const char *what) {
     size_t n = strlen(what);
-    return p->n - p->at >= n && memcmp(p->s + p->at, what, n) == 0;
+    return p->at <= p->n && p->n - p->at >= n && memcmp(p->s + p->at, what, n) == 0;
 }
 
 /* One expression that matches one character of the set (or not of it). */
@@ -244,11 +281,17 @@ static sp_status parse_escape(parser *p) {
     switch (c) {
     case 'y':
     case 'Y':
-        return SP_FAIL(p->err, SP_E_UNSUPPORTED, "regex: '\\%c' (text segment boundary) is not "
-                                                 "supported", c);
+        return SP_FAIL(p->err, SP_E_UNSUPPORTED,
+                       "regex: '\\%c' (text segment boundary) is not "
+                       "supported",
+                       c);
     case 'b':
-    case 'B': put_boundary(p->out, c == 'B'); break;
-    case 'O': sp_buf_puts(p->out, "(?s:.)"); break;
+    case 'B':
+        put_boundary(p->out, c == 'B');
+        break;
+    case 'O':
+        sp_buf_puts(p->out, "(?s:.)");
+        break;
     case 'A':
     case 'Z':
     case 'z':
@@ -259,7 +302,9 @@ static sp_status parse_escape(parser *p) {
     case 'X':
     case 'k':
     case 'g':
-    case 'c': sp_buf_printf(p->out, "\\%c", c); break;
+    case 'c':
+        sp_buf_printf(p->out, "\\%c", c);
+        break;
     default:
         if (isdigit(c)) {
             sp_buf_printf(p->out, "\\%c", c);
@@ -480,19 +525,28 @@ static void close_group(parser *p) {
 
 static sp_status parse_one(parser *p) {
     switch (peek(p, 0)) {
-    case '\\': return parse_escape(p);
-    case '[': p->atom = (ptrdiff_t)p->out->len; return parse_set(p, p->out);
-    case '(': return open_group(p);
-    case ')': close_group(p); return SP_OK;
+    case '\\':
+        return parse_escape(p);
+    case '[':
+        p->atom = (ptrdiff_t)p->out->len;
+        return parse_set(p, p->out);
+    case '(':
+        return open_group(p);
+    case ')':
+        close_group(p);
+        return SP_OK;
     case '{':
         if (parse_interval(p)) return SP_OK;
         break;
-    case '|': p->atom = -1; /* fall through */
+    case '|':
+        p->atom = -1; /* fall through */
     case '*':
     case '+':
     case '?':
     case '^':
-    case '$': sp_buf_putc(p->out, p->s[p->at++]); return SP_OK;
+    case '$':
+        sp_buf_putc(p->out, p->s[p->at++]);
+        return SP_OK;
     case '.':
         p->atom = (ptrdiff_t)p->out->len;
         sp_buf_putc(p->out, p->s[p->at++]);
@@ -504,7 +558,8 @@ static sp_status parse_one(parser *p) {
         p->atom = (ptrdiff_t)p->out->len;
         sp_buf_putc(p->out, p->s[p->at++]);
         return SP_OK;
-    default: break;
+    default:
+        break;
     }
     p->atom = (ptrdiff_t)p->out->len;
     put_literal(p, p->out);

@@ -55,8 +55,8 @@ static sp_status no_memory(encoding *e, size_t n) {
     return SP_FAIL(e->err, SP_E_NOMEM, "no memory to encode %zu bytes of text", n);
 }
 
-/* A noncharacter (U+FDD0..U+FDEF) that `text` does not hold. A text that holds all 32 of them, which
- * is a text made against us, gets its own U+FDD0 dropped. */
+/* A noncharacter (U+FDD0..U+FDEF) that `text` does not hold. A text with all 32 of them, which is a
+ * text made against us, gets its own U+FDD0 dropped. */
 static void choose_stranger(sp_slice text, char out[STRANGER_BYTES]) {
     for (uint32_t cp = 0xfdef; cp >= 0xfdd0; cp--) {
         char utf8[4];
@@ -101,7 +101,17 @@ static bool is_only_strangers(const encoding *e, sp_piece p) {
     return true;
 }
 
-static sp_status normalize(encoding *e, sp_piece *p) {
+static size_t count_strangers(const encoding *e, sp_slice text) {
+    sp_slice stranger = {e->stranger, STRANGER_BYTES};
+    size_t n = 0;
+    ptrdiff_t at = e->marked ? sp_slice_find(text, stranger, 0) : -1;
+    for (; at >= 0; at = sp_slice_find(text, stranger, (size_t)at + STRANGER_BYTES)) n++;
+    return n;
+}
+
+/* *lost: the normalizer took a stranger out, so that it can no longer break what it broke. */
+static sp_status normalize(encoding *e, sp_piece *p, bool *lost) {
+    *lost = false;
     if (is_only_strangers(e, *p)) p->len = 0; /* a Prepend must not write before nothing */
     if (p->len == 0 || sp_normalizer_is_empty(e->t->normalizer)) return SP_OK;
     sp_slice text;
@@ -111,6 +121,7 @@ static sp_status normalize(encoding *e, sp_piece *p) {
     char *copy = sp_arena_try(&e->arena, text.len + 1);
     if (!copy) return no_memory(e, text.len);
     memcpy(copy, text.ptr, text.len);
+    *lost = count_strangers(e, text) < count_strangers(e, (sp_slice){p->ptr, p->len});
     p->ptr = copy;
     p->len = text.len;
     if (cut) p->first = false;
@@ -143,8 +154,9 @@ static sp_status split_added(encoding *e, sp_slice text) {
         return no_memory(e, text.len);
     for (size_t i = 0; i < e->pieces.len; i++) {
         sp_piece p = e->pieces.ptr[i];
-        if (p.id < 0) SP_TRY(normalize(e, &p));
-        sp_status st = p.id < 0 ? sp_added_split(added, true, special, p, &e->spare)
+        bool lost = false;
+        if (p.id < 0) SP_TRY(normalize(e, &p, &lost));
+        sp_status st = p.id < 0 ? sp_added_split(added, true, special && !lost, p, &e->spare)
                                 : sp_pieces_push(&e->spare, p);
         if (st != SP_OK) return no_memory(e, text.len);
     }
@@ -180,8 +192,8 @@ static sp_status encode(encoding *e, sp_slice text, sp_slice marker, sp_ids *out
 sp_status sp_tokenizer_encode(const sp_tokenizer *t, sp_slice text, int flags, sp_slice marker,
                               sp_ids *out, sp_err *err) {
     if (text.len > TEXT_BYTES_MAX)
-        return SP_FAIL(err, SP_E_TOOLONG, "text of %zu bytes, at most %zu can be encoded",
-                       text.len, TEXT_BYTES_MAX);
+        return SP_FAIL(err, SP_E_TOOLONG, "text of %zu bytes, at most %zu can be encoded", text.len,
+                       TEXT_BYTES_MAX);
     if (!text.ptr) text = SP_SLICE("");
     encoding e = {.t = t, .flags = flags, .err = err};
     e.normalizer.regex = &e.regex;
@@ -231,7 +243,9 @@ void sp_tokenizer_token_bytes(const sp_tokenizer *t, int32_t id, sp_buf *out) {
 
 /* ---- questions ---- */
 
-int32_t sp_tokenizer_size(const sp_tokenizer *t) { return t->n_ids; }
+int32_t sp_tokenizer_size(const sp_tokenizer *t) {
+    return t->n_ids;
+}
 
 sp_slice sp_tokenizer_piece(const sp_tokenizer *t, int32_t id) {
     const sp_added_token *a = sp_added_get(t->added, id);
@@ -252,8 +266,12 @@ bool sp_tokenizer_is_special(const sp_tokenizer *t, int32_t id) {
 static int32_t id_of_name(const sp_tokenizer *t, int name) {
     return t->names[name].len ? sp_tokenizer_find(t, t->names[name]) : -1;
 }
-int32_t sp_tokenizer_bos(const sp_tokenizer *t) { return id_of_name(t, SP_TOKENIZER_BOS); }
-int32_t sp_tokenizer_eos(const sp_tokenizer *t) { return id_of_name(t, SP_TOKENIZER_EOS); }
+int32_t sp_tokenizer_bos(const sp_tokenizer *t) {
+    return id_of_name(t, SP_TOKENIZER_BOS);
+}
+int32_t sp_tokenizer_eos(const sp_tokenizer *t) {
+    return id_of_name(t, SP_TOKENIZER_EOS);
+}
 
 sp_slice sp_tokenizer_named(const sp_tokenizer *t, const char *name) {
     static const char *const names[SP_TOKENIZER_NAMES] = {"bos_token", "eos_token", "pad_token",
@@ -263,10 +281,14 @@ sp_slice sp_tokenizer_named(const sp_tokenizer *t, const char *name) {
     return (sp_slice){0};
 }
 
-int sp_tokenizer_n_special(const sp_tokenizer *t) { return t->n_specials; }
+int sp_tokenizer_n_special(const sp_tokenizer *t) {
+    return t->n_specials;
+}
 
 sp_slice sp_tokenizer_special(const sp_tokenizer *t, int i) {
     return sp_added_at(t->added, t->specials[i])->content;
 }
 
-const sp_json_node *sp_tokenizer_config(const sp_tokenizer *t) { return sp_json_root(t->config); }
+const sp_json_node *sp_tokenizer_config(const sp_tokenizer *t) {
+    return sp_json_root(t->config);
+}

@@ -39,7 +39,9 @@ enum {
  * spelling broken by it stays plain text (chat.h breaks user-given special spellings this way).
  * Without SP_ENCODE_SPECIAL, added tokens with special:true in the text are ordinary text; added
  * tokens with special:false are always matched.
- * Errors: SP_E_TOOLONG the regex gave up (match limit); SP_E_NOMEM. */
+ * Errors: SP_E_TOOLONG the regex gave up (match limit), or the text has more than 256 MiB;
+ *         SP_E_INVALID a character needs the file's unk_token, which its vocabulary lacks;
+ *         SP_E_NOMEM. */
 SP_NODISCARD sp_status sp_tokenizer_encode(const sp_tokenizer *t, sp_slice text, int flags,
                                            sp_slice marker, sp_ids *out, sp_err *err);
 

@@ -10,7 +10,13 @@
 #include "runtime/text/pretok.h"
 #include "runtime/text/tokenizer.h"
 
-enum { SP_TOKENIZER_BOS, SP_TOKENIZER_EOS, SP_TOKENIZER_PAD, SP_TOKENIZER_UNK, SP_TOKENIZER_NAMES };
+enum {
+    SP_TOKENIZER_BOS,
+    SP_TOKENIZER_EOS,
+    SP_TOKENIZER_PAD,
+    SP_TOKENIZER_UNK,
+    SP_TOKENIZER_NAMES
+};
 
 struct sp_tokenizer {
     sp_added *added;
@@ -22,7 +28,7 @@ struct sp_tokenizer {
     int32_t n_ids;        /* highest id + 1 */
     int32_t *specials;    /* indexes of special tokens among the added ones */
     int n_specials;
-    sp_json *config, *special_map; /* NULL: no such file */
+    sp_json *config, *special_map;      /* NULL: no such file */
     sp_slice names[SP_TOKENIZER_NAMES]; /* borrowed from the two above */
 };
 

@@ -114,8 +114,8 @@ static sp_status load_added_of_config(sp_tokenizer *t, sp_err *err) {
         int64_t id;
         sp_status st = read_added(v, &token, err);
         if (st == SP_OK && sp_added_find(t->added, token.content)) continue;
-        if (st == SP_OK && (sp_parse_i64(sp_json_key(v), &id) != SP_OK || id < 0 ||
-                            id >= SP_BPE_IDS_MAX))
+        if (st == SP_OK &&
+            (sp_parse_i64(sp_json_key(v), &id) != SP_OK || id < 0 || id >= SP_BPE_IDS_MAX))
             st = SP_FAIL(err, SP_E_FORMAT, "want an id from 0 to %d", SP_BPE_IDS_MAX - 1);
         if (st == SP_OK) {
             token.id = (int32_t)id;
@@ -171,7 +171,7 @@ static sp_status push_id(sp_tokenizer *t, sp_ids *ids, int64_t id, sp_err *err) 
     return SP_FAIL(err, SP_E_NOMEM, "no memory for a template");
 }
 
-/* The library gives the pieces of one such processor to the next one singly, which no file means. */
+/* The library gives the pieces of one such processor to the next one singly: no file means that. */
 static sp_status claim(bool *adds, sp_err *err) {
     if (*adds) return SP_FAIL(err, SP_E_UNSUPPORTED, "more than one processor adds tokens");
     *adds = true;

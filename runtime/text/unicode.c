@@ -24,8 +24,11 @@ bool sp_unicode_is_space(uint32_t cp) {
 
 bool sp_unicode_is_word(uint32_t cp) {
     /* Alphabetic symbols (circled and squared letters) and the two joiners. */
-    static const span others[] = {{0x200c, 0x200d},   {0x24b6, 0x24e9},   {0x1f130, 0x1f149},
-                                  {0x1f150, 0x1f169}, {0x1f170, 0x1f189}};
+    static const span others[] = {{0x200c, 0x200d},
+                                  {0x24b6, 0x24e9},
+                                  {0x1f130, 0x1f149},
+                                  {0x1f150, 0x1f169},
+                                  {0x1f170, 0x1f189}};
     if (cp < 0x80)
         return cp == '_' || (cp >= '0' && cp <= '9') || ((cp | 32) >= 'a' && (cp | 32) <= 'z');
     switch (utf8proc_category((utf8proc_int32_t)cp)) {
@@ -39,8 +42,10 @@ bool sp_unicode_is_word(uint32_t cp) {
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC: return true;
-    default: return in_spans(others, SP_LEN(others), cp);
+    case UTF8PROC_CATEGORY_PC:
+        return true;
+    default:
+        return in_spans(others, SP_LEN(others), cp);
     }
 }
 
@@ -145,8 +150,8 @@ static size_t compose(int32_t *cps, size_t n) {
     size_t to = 0;
     for (size_t i = 0; i < n;) {
         size_t end = i;
-        while (end < n && !(utf8proc_get_property(cps[end])->combining_class &&
-                            is_young_mark(cps[end])))
+        while (end < n &&
+               !(utf8proc_get_property(cps[end])->combining_class && is_young_mark(cps[end])))
             end++;
         utf8proc_ssize_t got = utf8proc_normalize_utf32(cps + i, (utf8proc_ssize_t)(end - i),
                                                         (utf8proc_option_t)options);

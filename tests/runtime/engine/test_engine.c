@@ -42,7 +42,7 @@ static void a_second_step_is_sent_before_the_first_one_answers(void) {
     a.params.max_tokens = 6;
     ask_must_submit(&p, &a);
     sp_fake_rank_wait_steps(&p.rank, 1);
-    /* Step 1 waits at the gate; let it go: step 2 must be there already, planned without its token. */
+    /* Step 1 waits at the gate; let it go: step 2 must be there already, without its token. */
     sp_fake_rank_allow(&p.rank, 1);
     sp_fake_rank_wait_steps(&p.rank, 2);
     sp_fake_rank_allow(&p.rank, -1);

@@ -31,8 +31,8 @@ static const float *run(sp_null_model *m, int32_t from, int32_t n, const int32_t
     sp_stage_model cb = sp_null_model_callbacks(m);
     sp_seq_rows seq = {.n_rows = n, .pos0 = from, .blocks = blocks};
     int32_t row = n - 1;
-    sp_stage_batch b = {.n_tokens = n,
-                        .tokens = TOKENS + from,
+    sp_batch b = {.n_tokens = n,
+                        .ids = TOKENS + from,
                         .n_seqs = 1,
                         .seqs = &seq,
                         .n_rows = 1,
@@ -75,7 +75,7 @@ static void too_many_rows_and_short_memory_are_said(void) {
     sp_err err = {0};
     sp_null_model *m = make(0), *none = NULL;
     sp_stage_model cb = sp_null_model_callbacks(m);
-    sp_stage_batch b = {.n_rows = 5};
+    sp_batch b = {.n_rows = 5};
     const float *logits;
     CU_ASSERT_EQUAL(cb.forward(cb.ctx, &b, &logits, &err), SP_E_INTERNAL);
     sp_null_model_destroy(m);

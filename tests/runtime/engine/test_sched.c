@@ -17,7 +17,7 @@ enum {
     REQS = 40
 };
 
-/* What a rank keeps: what ended or was preempted on the head still runs there, until it is dropped. */
+/* What a rank keeps: what ended or was preempted on the head still runs there until dropped. */
 typedef struct sim_seq {
     uint32_t generation;
     int32_t n_prompt, choice, n_known, n_blocks;

@@ -33,7 +33,7 @@ static sp_wire_ready offer(void) {
     return o;
 }
 
-static void bench_init(bench *b) {
+static void bench_init_as(bench *b, sp_wire_ready o) {
     sp_err err = {0};
     int fd = -1;
     *b = (bench){0};
@@ -41,13 +41,18 @@ static void bench_init(bench *b) {
     CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->head, fd, 0, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->rank, fd, 1, &err), SP_OK);
     close(fd);
-    sp_wire_ready o = offer();
-    sp_null_model_config nc = {
-        .n_vocab = VOCAB, .n_blocks = BLOCKS, .block_tokens = B, .max_step_rows = o.max_step_rows};
+    sp_null_model_config nc = {.n_vocab = o.n_vocab,
+                               .n_blocks = o.n_blocks,
+                               .block_tokens = B,
+                               .max_step_rows = o.max_step_rows};
     CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&b->null, &nc, &err), SP_OK);
     sp_stage_model m = sp_null_model_callbacks(b->null);
     sp_stage_config sc = {.offer = o};
     CU_ASSERT_EQUAL_FATAL(sp_stage_create(&b->stage, &sc, b->rank, &m, &err), SP_OK);
+}
+
+static void bench_init(bench *b) {
+    bench_init_as(b, offer());
 }
 
 static void bench_fini(bench *b) {
@@ -275,6 +280,39 @@ static void prompt_logprobs_and_rows_are_told_for_every_position_asked(void) {
     bench_fini(&b);
 }
 
+static void an_answer_beyond_one_frame_comes_in_several(void) {
+    enum {
+        LONG = 6000,
+        PIECE = 1000
+    };
+    bench b;
+    sp_err err = {0};
+    sp_wire_ready o = offer();
+    o.max_model_len = o.max_batched_tokens = o.max_step_rows = 8192;
+    o.n_blocks = LONG / B;
+    bench_init_as(&b, o);
+    sp_wire_params w = greedy(LONG, LONG + 10);
+    w.n_prompt_logprobs = SP_LOGPROBS_MAX;
+    static int32_t prompt[LONG], blocks[LONG / B];
+    for (int32_t i = 0; i < LONG; i++) prompt[i] = i * i % VOCAB;
+    for (int32_t i = 0; i < LONG / B; i++) blocks[i] = LONG / B - 1 - i;
+    CU_ASSERT_EQUAL(add_part(&b, 0, 1, SP_PART_PARAMS, &w, 0, 1, &err), SP_OK);
+    for (uint32_t at = 0; at < LONG; at += PIECE)
+        CU_ASSERT_EQUAL(add_part(&b, 0, 1, SP_PART_PROMPT, prompt + at, at, PIECE, &err), SP_OK);
+    sp_wire_entry e = {0, 1, 0, LONG, SP_ENTRY_PROMPT_LOGPROBS | SP_ENTRY_SAMPLE, 0};
+    CU_ASSERT_EQUAL_FATAL(step_one(&b, e, 0, blocks, LONG / B, &err), SP_OK);
+    int32_t frames = 0, position = 1;
+    for (bool more = true; more; frames++) {
+        sp_wire_tokens t = answer(&b);
+        more = t.more;
+        for (const sp_wire_record *r; (r = sp_wire_tokens_next(&t)); position++)
+            CU_ASSERT_EQUAL(r->position, position);
+    }
+    CU_ASSERT_EQUAL(frames, 2);
+    CU_ASSERT_EQUAL(position, LONG + 1); /* the last one is the drawn token */
+    bench_fini(&b);
+}
+
 static void a_step_allocates_nothing(void) {
     bench b;
     sp_err err = {0};
@@ -388,7 +426,7 @@ static void short_memory_for_a_sequence_is_said_and_leaks_nothing(void) {
 
 static void damaged_frames_never_break_a_rank(void) {
     srand(5);
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 1000; i++) {
         bench b;
         sp_err err = {0};
         bench_init(&b);
@@ -457,6 +495,7 @@ SP_TEST_MAIN("runtime/engine/stage", SP_TEST(a_rank_feeds_its_own_token_back),
              SP_TEST(sequences_of_one_step_do_not_disturb_each_other),
              SP_TEST(a_sequence_continues_from_shared_blocks_and_earlier_output),
              SP_TEST(prompt_logprobs_and_rows_are_told_for_every_position_asked),
+             SP_TEST(an_answer_beyond_one_frame_comes_in_several),
              SP_TEST(a_step_allocates_nothing),
              SP_TEST(a_step_that_cannot_be_is_refused_with_words),
              SP_TEST(positions_with_a_gap_are_refused),

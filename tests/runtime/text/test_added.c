@@ -45,8 +45,10 @@ static bool splits(const sp_added *a, const char *text, bool special, const char
 }
 
 static void the_longest_token_at_the_leftmost_place_is_taken(void) {
-    const sp_added_token tokens[] = {{.id = 1, TEXT("ab")}, {.id = 2, TEXT("abcd")},
-                                     {.id = 3, TEXT("bc")}, {.id = 4, TEXT("  ")}};
+    const sp_added_token tokens[] = {{.id = 1, TEXT("ab")},
+                                     {.id = 2, TEXT("abcd")},
+                                     {.id = 3, TEXT("bc")},
+                                     {.id = 4, TEXT("  ")}};
     sp_added *a = make(tokens, SP_LEN(tokens));
     CU_ASSERT(splits(a, "xabcy", true, "[x]<ab>[cy]"));
     CU_ASSERT(splits(a, "abcd", true, "<abcd>"));
@@ -58,7 +60,8 @@ static void the_longest_token_at_the_leftmost_place_is_taken(void) {
 }
 
 static void special_tokens_hide_what_is_inside_them_even_when_off(void) {
-    const sp_added_token tokens[] = {{.id = 1, TEXT("<s>"), .special = true}, {.id = 2, TEXT("s>")}};
+    const sp_added_token tokens[] = {{.id = 1, TEXT("<s>"), .special = true},
+                                     {.id = 2, TEXT("s>")}};
     sp_added *a = make(tokens, SP_LEN(tokens));
     CU_ASSERT(splits(a, "a<s>s>", true, "[a]<<s>><s>>"));
     CU_ASSERT(splits(a, "a<s>s>", false, "[a<s>]<s>>"));
@@ -113,7 +116,8 @@ static void normalized_tokens_are_written_as_the_normalizer_leaves_them(void) {
     sp_err err = {0};
     sp_normalizer *n = NULL;
     sp_added *a = NULL;
-    CU_ASSERT_EQUAL_FATAL(sp_json_parse(&doc, SP_SLICE("{\"type\":\"Lowercase\"}"), 0, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_json_parse(&doc, SP_SLICE("{\"type\":\"Lowercase\"}"), 0, &err),
+                          SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_normalizer_load(&n, sp_json_root(doc), &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_added_create(&a, &err), SP_OK);
     const sp_added_token upper = {.id = 1, TEXT("ABC"), .normalized = true};
@@ -135,7 +139,8 @@ static void ids_and_contents_are_unique(void) {
     sp_err err = {0};
     sp_normalizer *none = no_normalizer();
     CU_ASSERT_EQUAL_FATAL(sp_added_create(&a, &err), SP_OK);
-    const sp_added_token x = {.id = 1, TEXT("x")}, y = {.id = 1, TEXT("y")}, z = {.id = 2, TEXT("x")};
+    const sp_added_token x = {.id = 1, TEXT("x")}, y = {.id = 1, TEXT("y")},
+                         z = {.id = 2, TEXT("x")};
     CU_ASSERT_EQUAL(sp_added_put(a, &x, none, &err), SP_OK);
     CU_ASSERT_EQUAL(sp_added_put(a, &y, none, &err), SP_E_FORMAT);
     CU_ASSERT_EQUAL(sp_added_put(a, &z, none, &err), SP_E_FORMAT);
@@ -157,7 +162,8 @@ static void ids_and_contents_are_unique(void) {
 
 SP_TEST_MAIN("runtime/text/added", SP_TEST(the_longest_token_at_the_leftmost_place_is_taken),
              SP_TEST(special_tokens_hide_what_is_inside_them_even_when_off),
-             SP_TEST(a_single_word_has_no_word_beside_it), SP_TEST(strips_swallow_the_spaces_around),
+             SP_TEST(a_single_word_has_no_word_beside_it),
+             SP_TEST(strips_swallow_the_spaces_around),
              SP_TEST(spaces_reached_by_an_earlier_token_are_not_given_twice),
              SP_TEST(a_long_run_of_stripping_tokens_is_linear),
              SP_TEST(normalized_tokens_are_written_as_the_normalizer_leaves_them),

@@ -39,14 +39,13 @@ static bool gives(const sp_bpe *m, const char *word, const int32_t *want, size_t
     return same;
 }
 
-#define EXPECT(m, word, ...)                                                                       \
-    do {                                                                                           \
-        const int32_t want_[] = {__VA_ARGS__};                                                     \
-        CU_ASSERT(gives((m), (word), want_, SP_LEN(want_)));                                       \
+#define EXPECT(m, word, ...) \
+    do { \
+        const int32_t want_[] = {__VA_ARGS__}; \
+        CU_ASSERT(gives((m), (word), want_, SP_LEN(want_))); \
     } while (0)
 
-#define ABC                                                                                        \
-    "\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"bc\":4,\"abc\":5,\"aa\":6,\"aaaa\":7}"
+#define ABC "\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"bc\":4,\"abc\":5,\"aa\":6,\"aaaa\":7}"
 
 static void the_lowest_rank_is_merged_first(void) {
     sp_bpe *m = load("{\"type\":\"BPE\"," ABC ",\"merges\":[\"b c\",\"a b\"]}");
@@ -82,14 +81,23 @@ static void ignore_merges_takes_a_whole_word_from_the_vocabulary(void) {
 
 static void an_unknown_character_is_dropped_marked_or_fused(void) {
     sp_bpe *m = load("{" ABC ",\"merges\":[\"a b\"]}");
-    EXPECT(m, "a\xc3\xa9" "b", 3); /* nothing stands between them: they are neighbours */
+    EXPECT(m,
+           "a\xc3\xa9"
+           "b",
+           3); /* nothing stands between them: they are neighbours */
     CU_ASSERT(gives(m, "\xe4\xb8\xad", NULL, 0));
     sp_bpe_free(m);
     m = load("{" ABC ",\"merges\":[\"a b\"],\"unk_token\":\"c\"}");
-    EXPECT(m, "ax\xc3\xa9" "b", 0, 2, 2, 1);
+    EXPECT(m,
+           "ax\xc3\xa9"
+           "b",
+           0, 2, 2, 1);
     sp_bpe_free(m);
     m = load("{" ABC ",\"merges\":[\"a b\"],\"unk_token\":\"c\",\"fuse_unk\":true}");
-    EXPECT(m, "ax\xc3\xa9" "bxx", 0, 2, 1, 2);
+    EXPECT(m,
+           "ax\xc3\xa9"
+           "bxx",
+           0, 2, 1, 2);
     sp_bpe_free(m);
 }
 
@@ -107,14 +115,18 @@ static void an_unk_token_outside_the_vocabulary_fails_only_when_needed(void) {
 }
 
 static void byte_fallback_spells_unknown_characters(void) {
-    sp_bpe *m = load("{\"vocab\":{\"<unk>\":0,\"a\":1,\"<0xC3>\":2,\"<0xA9>\":3,\"<0xC3><0xA9>\":4},"
-                     "\"merges\":[],\"byte_fallback\":true,\"unk_token\":\"<unk>\"}");
+    sp_bpe *m =
+        load("{\"vocab\":{\"<unk>\":0,\"a\":1,\"<0xC3>\":2,\"<0xA9>\":3,\"<0xC3><0xA9>\":4},"
+             "\"merges\":[],\"byte_fallback\":true,\"unk_token\":\"<unk>\"}");
     EXPECT(m, "a\xc3\xa9", 1, 2, 3);
     EXPECT(m, "\xc3\xaa", 0); /* one byte token is missing: unknown as a whole */
     sp_bpe_free(m);
     m = load("{\"vocab\":{\"a\":1,\"<0xC3>\":2,\"<0xA9>\":3,\"<0xC3><0xA9>\":4},"
              "\"merges\":[\"<0xC3> <0xA9>\"],\"byte_fallback\":true}");
-    EXPECT(m, "a\xc3\xa9" "a", 1, 4, 1);
+    EXPECT(m,
+           "a\xc3\xa9"
+           "a",
+           1, 4, 1);
     sp_bpe_free(m);
 }
 
@@ -166,7 +178,8 @@ static void make_language(language *l, unsigned seed, sp_buf *json) {
     unsigned x = seed;
     *l = (language){0};
     int letters = 2 + (int)(seed % 5);
-    for (; l->n_tokens < letters; l->n_tokens++) l->tokens[l->n_tokens][0] = (char)('a' + l->n_tokens);
+    for (; l->n_tokens < letters; l->n_tokens++)
+        l->tokens[l->n_tokens][0] = (char)('a' + l->n_tokens);
     for (int i = 0; i < 60; i++) {
         char s[96];
         int left = (int)(next_random(&x) % (unsigned)l->n_tokens);

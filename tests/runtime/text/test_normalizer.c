@@ -40,20 +40,25 @@ static void each_type_does_what_its_name_says(void) {
     CU_ASSERT(makes("{\"type\":\"Prepend\",\"prepend\":\"_\"}", "a", "_a", false));
     CU_ASSERT(makes("{\"type\":\"Prepend\",\"prepend\":\"_\"}", "", "", false));
     CU_ASSERT(makes("{\"type\":\"StripAccents\"}", "e\xcc\x81", "e", false));
-    CU_ASSERT(makes("{\"type\":\"StripAccents\"}", "\xcc\x81" "e", "e", true));
+    CU_ASSERT(makes("{\"type\":\"StripAccents\"}",
+                    "\xcc\x81"
+                    "e",
+                    "e", true));
     CU_ASSERT(makes("{\"type\":\"ByteLevel\"}", "a \xc3\xa9", "a\xc4\xa0\xc3\x83\xc2\xa9", false));
-    CU_ASSERT(makes("{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true}", " \xc2\xa0x \n",
-                    "x", true));
+    CU_ASSERT(makes("{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true}",
+                    " \xc2\xa0x \n", "x", true));
     CU_ASSERT(makes("{\"type\":\"Strip\",\"strip_left\":false,\"strip_right\":true}", " x ", " x",
                     false));
-    CU_ASSERT(makes("{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true}", "  ", "", true));
+    CU_ASSERT(
+        makes("{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true}", "  ", "", true));
 }
 
 static void replace_takes_strings_and_regexes(void) {
     CU_ASSERT(makes("{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"_\"}",
                     "a b  c", "a_b__c", false));
-    CU_ASSERT(makes("{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" {2,}\"},\"content\":\"\\\\1\"}",
-                    "a   b", "a\\1b", false)); /* the content is plain text */
+    CU_ASSERT(
+        makes("{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" {2,}\"},\"content\":\"\\\\1\"}",
+              "a   b", "a\\1b", false)); /* the content is plain text */
     CU_ASSERT(makes("{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"^\\\\s+\"},\"content\":\"\"}",
                     "  a", "a", true));
     CU_ASSERT(makes("{\"type\":\"Replace\",\"pattern\":{\"String\":\"aa\"},\"content\":\"b\"}",
@@ -63,10 +68,11 @@ static void replace_takes_strings_and_regexes(void) {
 }
 
 static void a_sequence_runs_in_order(void) {
-    CU_ASSERT(makes("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"_\"},"
-                    "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Replace\",\"pattern\":{"
-                    "\"String\":\" \"},\"content\":\"_\"},{\"type\":\"Lowercase\"}]}]}",
-                    "A B", "_a_b", false));
+    CU_ASSERT(
+        makes("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"_\"},"
+              "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Replace\",\"pattern\":{"
+              "\"String\":\" \"},\"content\":\"_\"},{\"type\":\"Lowercase\"}]}]}",
+              "A B", "_a_b", false));
     CU_ASSERT(makes("null", "A", "A", false));
     CU_ASSERT(makes("{\"type\":\"Sequence\",\"normalizers\":[]}", "A", "A", false));
 }

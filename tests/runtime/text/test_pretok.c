@@ -91,14 +91,14 @@ static bool string_splits(const char *pattern, const char *behavior, bool invert
     return same;
 }
 
-#define LLAMA3                                                                                     \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "                     \
+#define LLAMA3 \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| " \
     "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define DEEPSEEK                                                                                   \
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}"    \
+#define DEEPSEEK \
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}" \
     "\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define CL100K                                                                                     \
-    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}| "                          \
+#define CL100K \
+    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}| " \
     "?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s"
 
 static void patterns_of_real_tokenizers_split_as_they_should(void) {
@@ -146,7 +146,9 @@ static void bytelevel_writes_bytes_as_letters(void) {
     CU_ASSERT(splits("{\"type\":\"ByteLevel\"}", "Hi", "[\xc4\xa0Hi]"));
     CU_ASSERT(splits("{\"type\":\"ByteLevel\"}", " Hi", "[\xc4\xa0Hi]"));
     CU_ASSERT(splits("{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}",
-                     "a b'll", "[a\xc4\xa0" "b'll]"));
+                     "a b'll",
+                     "[a\xc4\xa0"
+                     "b'll]"));
 }
 
 #define MARK "\xe2\x96\x81"
@@ -165,8 +167,10 @@ static void metaspace_marks_the_beginning_of_words(void) {
 
 static void metaspace_first_marks_only_the_beginning_of_the_text(void) {
     sp_err err = {0};
-    sp_pretok *p = load("{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"first\","
-                        "\"split\":false}", &err);
+    sp_pretok *p =
+        load("{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"first\","
+             "\"split\":false}",
+             &err);
     CU_ASSERT_PTR_NOT_NULL_FATAL(p);
     sp_piece given[] = {{"a b", 3, -1, true}, {"<s>", 3, 7, false}, {"c d", 3, -1, false}};
     sp_buf out;
@@ -185,7 +189,8 @@ static void classes_of_characters_split(void) {
     CU_ASSERT(splits("{\"type\":\"Punctuation\",\"behavior\":\"Contiguous\"}", "a$\xe2\x80\xa6!",
                      "[a][$\xe2\x80\xa6!]"));
     CU_ASSERT(splits("{\"type\":\"WhitespaceSplit\"}", " a\xc2\xa0\t!b ", "[a][!b]"));
-    CU_ASSERT(splits("{\"type\":\"Whitespace\"}", " it's _x\xc3\xa9 ++", "[it]['][s][_x\xc3\xa9][++]"));
+    CU_ASSERT(
+        splits("{\"type\":\"Whitespace\"}", " it's _x\xc3\xa9 ++", "[it]['][s][_x\xc3\xa9][++]"));
 }
 
 static void a_sequence_runs_in_order_and_spares_added_tokens(void) {
@@ -199,7 +204,10 @@ static void a_sequence_runs_in_order_and_spares_added_tokens(void) {
     sp_buf out;
     sp_buf_init(&out, 0);
     split(p, given, 3, &out);
-    CU_ASSERT_STRING_EQUAL(out.ptr, "[\xc4\xa0" "a][\xc4\xa0" "1][\xc4\xa0" "b]<5>");
+    CU_ASSERT_STRING_EQUAL(out.ptr, "[\xc4\xa0"
+                                    "a][\xc4\xa0"
+                                    "1][\xc4\xa0"
+                                    "b]<5>");
     sp_buf_fini(&out);
     sp_pretok_free(p);
 }
@@ -310,8 +318,7 @@ static void a_group_repeated_a_million_times_matches_or_says_so(void) {
 SP_TEST_MAIN("runtime/text/pretok", SP_TEST(patterns_of_real_tokenizers_split_as_they_should),
              SP_TEST(the_five_behaviors_differ_as_named),
              SP_TEST(invert_takes_the_pattern_for_the_words),
-             SP_TEST(empty_matches_separate_characters),
-             SP_TEST(bytelevel_writes_bytes_as_letters),
+             SP_TEST(empty_matches_separate_characters), SP_TEST(bytelevel_writes_bytes_as_letters),
              SP_TEST(metaspace_marks_the_beginning_of_words),
              SP_TEST(metaspace_first_marks_only_the_beginning_of_the_text),
              SP_TEST(classes_of_characters_split),

@@ -38,16 +38,25 @@ static bool becomes(const char *pattern, sp_slice text, const char *want) {
 #define BECOMES(pattern, text, want) CU_ASSERT(becomes((pattern), SP_SLICE(text), (want)))
 
 static void spaces_are_those_of_unicode(void) {
-    BECOMES("\\s", "a\xc2\xa0\xe3\x80\x80\xe1\xa0\x8e\xc2\x85\x0b" "b", "a##\xe1\xa0\x8e##b");
+    BECOMES("\\s",
+            "a\xc2\xa0\xe3\x80\x80\xe1\xa0\x8e\xc2\x85\x0b"
+            "b",
+            "a##\xe1\xa0\x8e##b");
     BECOMES("[^\\s]+", "a \xe2\x80\xa9 b", "# \xe2\x80\xa9 #");
     BECOMES("[^\\S\\r\\n]+", "a \t\nb", "a#\nb");
-    BECOMES("[[:space:]]", "a\xe1\x9a\x80" "b", "a#b");
+    BECOMES("[[:space:]]",
+            "a\xe1\x9a\x80"
+            "b",
+            "a#b");
     BECOMES("[[:^space:]]", " a", " #");
 }
 
 static void word_characters_are_letters_marks_digits_and_connectors(void) {
     BECOMES("\\w", "e\xcc\x81_5\xe2\x91\xa0\xc2\xb9-", "####\xe2\x91\xa0#-");
-    BECOMES("[\\w]", "\xc2\xb9" "a", "\xc2\xb9#"); /* another rule inside [] */
+    BECOMES("[\\w]",
+            "\xc2\xb9"
+            "a",
+            "\xc2\xb9#"); /* another rule inside [] */
     BECOMES("[^\\W_]+", "a_b", "#_#");
     BECOMES("\\bab\\b", "ab cab ab", "# cab #");
     BECOMES("\\B", "ab c", "a#b c");
@@ -80,7 +89,10 @@ static void sets_nest_and_intersect(void) {
     BECOMES("[a[bc]]", "abcd", "###d");
     BECOMES("[^a[bc]]", "abcd", "abc#");
     BECOMES("[^a-c&&b-d]", "abcd", "#bc#");
-    BECOMES("[\\p{L}&&[^\\p{Han}]]+", "ab\xe4\xb8\xad" "c", "#\xe4\xb8\xad#");
+    BECOMES("[\\p{L}&&[^\\p{Han}]]+",
+            "ab\xe4\xb8\xad"
+            "c",
+            "#\xe4\xb8\xad#");
     BECOMES("[a&&]", "a&", "a&");
     BECOMES("[&&a]", "a&", "a&");
     BECOMES("[a&b]", "a&b", "###");
@@ -95,7 +107,10 @@ static void escapes_mean_what_they_mean_in_the_files(void) {
     BECOMES("\\H", "fg", "f#");
     BECOMES("[\\h]", "g0", "g#");
     BECOMES("\\v", "\x0b\n", "#\n");
-    BECOMES("\\u4e2d|\\x{e9}|\\x41", "\xe4\xb8\xad\xc3\xa9" "A", "###");
+    BECOMES("\\u4e2d|\\x{e9}|\\x41",
+            "\xe4\xb8\xad\xc3\xa9"
+            "A",
+            "###");
     BECOMES("[\\u4e00-\\u9fa5]+", "a\xe4\xb8\xad", "a#");
     BECOMES("\\O", "\n", "#");
     BECOMES("\\/\\-\\'\\@\\_", "/-'@_", "#");
@@ -132,7 +147,8 @@ static void a_nul_is_a_character(void) {
     sp_regex_walk walk = sp_regex_walk_begin();
     size_t start, end;
     bool found;
-    CU_ASSERT_EQUAL(sp_regex_next(r, &s, SP_SLICE("xa\0"), &walk, &start, &end, &found, &err), SP_OK);
+    CU_ASSERT_EQUAL(sp_regex_next(r, &s, SP_SLICE("xa\0"), &walk, &start, &end, &found, &err),
+                    SP_OK);
     CU_ASSERT(found && start == 1 && end == 3);
     sp_regex_scratch_fini(&s);
     sp_regex_free(r);
@@ -149,8 +165,9 @@ static void what_cannot_be_compiled_is_refused_in_words(void) {
     sp_err err = {0};
     CU_ASSERT_EQUAL(compile(SP_SLICE("(?~ab)"), &err), SP_E_UNSUPPORTED);
     CU_ASSERT_EQUAL(compile(SP_SLICE("\\y"), &err), SP_E_UNSUPPORTED);
-    static const char *const bad[] = {"(", ")", "[a", "[[a]", "*", "a)", "(?<n", "\\", "[z-a]", "[\\",
-                                      "\\p{", "\\p{Nothing}", "(?<=a+)b", "\\k<x>", "[[:alpha:]"};
+    static const char *const bad[] = {
+        "(",     ")",   "[a",   "[[a]",         "*",        "a)",     "(?<n",      "\\",
+        "[z-a]", "[\\", "\\p{", "\\p{Nothing}", "(?<=a+)b", "\\k<x>", "[[:alpha:]"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         sp_err why = {0};
         sp_status st = compile(sp_slice_of(bad[i]), &why);

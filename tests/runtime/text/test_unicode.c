@@ -48,15 +48,15 @@ static void a_million_marks_are_sorted_at_once(void) {
     const size_t half = 250000;
     char *text = malloc(4 * half + 1);
     for (size_t i = 0; i < half; i++) {
-        memcpy(text + 2 * i, "\xcc\x81", 2);              /* class 230 */
-        memcpy(text + 2 * half + 2 * i, "\xcc\x96", 2);   /* class 220: all must go first */
+        memcpy(text + 2 * i, "\xcc\x81", 2);            /* class 230 */
+        memcpy(text + 2 * half + 2 * i, "\xcc\x96", 2); /* class 220: all must go first */
     }
     sp_buf out;
     sp_err err = {0};
     sp_buf_init(&out, 0);
     int64_t start = sp_now_ns();
-    CU_ASSERT_EQUAL(
-        sp_unicode_normalize(SP_UNICODE_NFC, (sp_slice){text, 4 * half}, &out, &err), SP_OK);
+    CU_ASSERT_EQUAL(sp_unicode_normalize(SP_UNICODE_NFC, (sp_slice){text, 4 * half}, &out, &err),
+                    SP_OK);
     CU_ASSERT(sp_now_ns() - start < 10000000000);
     CU_ASSERT(out.len == 4 * half && memcmp(out.ptr, "\xcc\x96", 2) == 0);
     sp_buf_fini(&out);
@@ -76,13 +76,16 @@ static void classes_hold_what_they_name(void) {
     for (size_t i = 0; i < SP_LEN(spaces); i++) CU_ASSERT(sp_unicode_is_space(spaces[i]));
     static const uint32_t others[] = {0, 8, 14, 0x180e, 0x200b, 0x2060, 0xfeff};
     for (size_t i = 0; i < SP_LEN(others); i++) CU_ASSERT(!sp_unicode_is_space(others[i]));
-    static const uint32_t words[] = {'a', 'Z', '0', '_', 0xe9, 0x301, 0x4e2d, 0x200d, 0x24d0, 0x2160};
+    static const uint32_t words[] = {'a',   'Z',    '0',    '_',    0xe9,
+                                     0x301, 0x4e2d, 0x200d, 0x24d0, 0x2160};
     for (size_t i = 0; i < SP_LEN(words); i++) CU_ASSERT(sp_unicode_is_word(words[i]));
     static const uint32_t no_words[] = {' ', '-', 0xb2, 0x2026, 0x1f600, 0x10ffff};
     for (size_t i = 0; i < SP_LEN(no_words); i++) CU_ASSERT(!sp_unicode_is_word(no_words[i]));
     CU_ASSERT(sp_unicode_is_punct('$') && sp_unicode_is_punct('_') && sp_unicode_is_punct(0x3002));
-    CU_ASSERT(!sp_unicode_is_punct('a') && !sp_unicode_is_punct(0x20ac) && !sp_unicode_is_punct(127));
-    CU_ASSERT(sp_unicode_is_numeric('7') && sp_unicode_is_numeric(0xbd) && sp_unicode_is_numeric(0x2167));
+    CU_ASSERT(!sp_unicode_is_punct('a') && !sp_unicode_is_punct(0x20ac) &&
+              !sp_unicode_is_punct(127));
+    CU_ASSERT(sp_unicode_is_numeric('7') && sp_unicode_is_numeric(0xbd) &&
+              sp_unicode_is_numeric(0x2167));
     CU_ASSERT(!sp_unicode_is_numeric('x') && !sp_unicode_is_numeric(0x4e00));
     CU_ASSERT(sp_unicode_is_mark(0x301) && !sp_unicode_is_mark('a'));
 }
@@ -110,7 +113,9 @@ static bool repairs(sp_slice bytes, const char *want) {
 #define REPAIRS(bytes, want) CU_ASSERT(repairs(SP_SLICE(bytes), (want)))
 
 static void each_maximal_bad_part_becomes_one_u_fffd(void) {
-    REPAIRS("a\xff" "b", "a" R "b");
+    REPAIRS("a\xff"
+            "b",
+            "a" R "b");
     REPAIRS("\xe2\x82", R);
     REPAIRS("\xe2\x82\xe2\x82\xac", R "\xe2\x82\xac");
     REPAIRS("\xf0\x9f\x98x", R "x");

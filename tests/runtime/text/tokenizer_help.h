@@ -130,8 +130,7 @@ HELP_UNUSED static sp_tokenizer *help_assemble(const char *skeleton, const char 
         sp_buf_puts(&text, frame);
         help_put_merges(&list, merges);
         help_replace(&text, "\"<vocab.json>\"", (sp_slice){vocab, n_vocab});
-        help_replace(&text, "\"<merges.txt lines, without a #version line>\"",
-                     sp_buf_slice(&list));
+        help_replace(&text, "\"<merges.txt lines, without a #version line>\"", sp_buf_slice(&list));
         sp_err err = {0};
         t = help_load_text(sp_buf_slice(&text), &err);
         if (!t) fprintf(stderr, "    %s: %s\n", skeleton, err.text);
@@ -155,6 +154,14 @@ HELP_UNUSED static sp_tokenizer *help_load_folder(const char *folder) {
     if (sp_tokenizer_load(&t, path, &err) != SP_OK) fprintf(stderr, "    %s\n", err.text);
     CU_ASSERT_PTR_NOT_NULL(t);
     return t;
+}
+
+/* The demo model's folder, or NULL: in the tree, else beside the fixtures. */
+HELP_UNUSED static const char *help_podling(char *path, size_t size) {
+    if (access("configs/podling/tokenizer.json", R_OK) == 0) return "configs/podling";
+    const char *dir = sp_test_fixtures();
+    snprintf(path, size, "%s/../podling/model", dir ? dir : "");
+    return dir && access(path, R_OK) == 0 ? path : NULL;
 }
 
 /* ---- SentencePiece (BPE) to tokenizer.json ----

@@ -1,0 +1,386 @@
+/* Covers frontend/generate.c: a request's way through the threads, and every way it can end. */
+#include "tests/frontend/site.h"
+
+#define TEXT "/v1/completions"
+#define CHAT "/v1/chat/completions"
+
+static int ask(const site *s, const char *json) {
+    int fd = site_connect(s);
+    char *text = site_request("POST", TEXT, "", json);
+    site_send(fd, text);
+    sp_free(text);
+    return fd;
+}
+
+static void a_client_that_leaves_while_waiting_is_cancelled(void) {
+    static const char *const bodies[] = {"{\"prompt\":\"a\"}", "{\"prompt\":\"a\",\"stream\":true}",
+                                         "{\"prompt\":[\"a\",\"b\"],\"n\":2}"};
+    static const int choices[] = {1, 1, 4};
+    sp_fake_engine_config f = {.paused = true};
+    for (size_t i = 0; i < SP_LEN(bodies); i++)
+        for (int how = 0; how < 3; how++) {
+            site *s = site_open(NULL, &f);
+            int fd = ask(s, bodies[i]);
+            CU_ASSERT(sp_fake_engine_wait_inside(s->engine, i == 2 ? 2 : 1));
+            struct linger reset = {.l_onoff = 1, .l_linger = 0};
+            if (how == 1) shutdown(fd, SHUT_WR);
+            if (how == 2) setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+            if (how != 1) close(fd);
+            CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 0));
+            CU_ASSERT(sp_fake_engine_wait_aborted(s->engine, choices[i]));
+            if (how == 1) close(fd);
+            site_close(s);
+        }
+}
+
+static void a_client_that_leaves_a_stream_is_cancelled(void) {
+    sp_fake_engine_config f = {.paused = true, .script = "0123456789"};
+    for (int how = 0; how < 2; how++) {
+        site *s = site_open(NULL, &f);
+        sp_buf raw;
+        sp_buf_init(&raw, 0);
+        int fd =
+            ask(s, "{\"prompt\":\"a\",\"stream\":true,\"ignore_eos\":true,\"max_tokens\":1000}");
+        sp_fake_engine_allow(s->engine, 3);
+        CU_ASSERT(site_read_until(fd, &raw, "\"text\":\"2\""));
+        if (how == 1)
+            shutdown(fd, SHUT_WR);
+        else
+            close(fd);
+        CU_ASSERT(sp_fake_engine_wait_aborted(s->engine, 1));
+        if (how == 1) close(fd);
+        sp_buf_fini(&raw);
+        site_close(s);
+    }
+}
+
+static void clients_that_leave_at_any_moment_leave_nothing_behind(void) {
+    site *s = site_open(NULL, NULL);
+    sp_buf big;
+    sp_buf_init(&big, 0);
+    sp_buf_puts(&big, "{\"stream\":true,\"prompt\":\"");
+    for (int i = 0; i < 2000; i++) sp_buf_putc(&big, 'a');
+    sp_buf_puts(&big, "\"}");
+    for (int i = 0; i < 300; i++) {
+        int fd = ask(s, i % 2 ? big.ptr : "{\"prompt\":\"a\",\"n\":5}");
+        char piece[64];
+        if (i % 5 == 0) (void)!recv(fd, piece, sizeof piece, 0);
+        close(fd);
+    }
+    /* All that was begun ends: the last one asked is served after them. */
+    reply r = site_post(s, TEXT, "{\"prompt\":\"a\"}");
+    CU_ASSERT_EQUAL(r.status, 200);
+    reply_fini(&r);
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 0));
+    do {
+        reply_fini(&r);
+        r = site_get(s, "/load");
+    } while (r.status == 200 && !strstr(r.body, "\"server_load\":0"));
+    CU_ASSERT_EQUAL(r.status, 200);
+    reply_fini(&r);
+    sp_buf_fini(&big);
+    site_close(s);
+}
+
+static void a_stop_string_ends_the_engines_work_too(void) {
+    sp_fake_engine_config f = {.paused = true, .script = "abcdefgh"};
+    site *s = site_open(NULL, &f);
+    sp_buf raw;
+    sp_buf_init(&raw, 0);
+    int fd = ask(s, "{\"prompt\":\"x\",\"stop\":\"cd\",\"n\":2}");
+    sp_fake_engine_allow(s->engine, 4);
+    reply r = site_read_reply(fd, &raw, false);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"text\":\"ab\""));
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 0));
+    CU_ASSERT_EQUAL(sp_fake_engine_count_stopped(s->engine), 2);
+    reply_fini(&r);
+    sp_buf_fini(&raw);
+    close(fd);
+    site_close(s);
+}
+
+static void a_failure_before_the_first_byte_is_a_status(void) {
+    sp_fake_engine_config f = {.fail_at_once = true};
+    site *s = site_open(NULL, &f);
+    for (int streamed = 0; streamed < 2; streamed++) {
+        reply r = site_post(s, TEXT,
+                            streamed ? "{\"prompt\":\"a\",\"stream\":true}" : "{\"prompt\":\"a\"}");
+        CU_ASSERT_EQUAL(r.status, 500);
+        sp_json *doc = site_json(r.body);
+        CU_ASSERT_STRING_EQUAL(json_str(sp_json_root(doc), "error.type"), "InternalServerError");
+        CU_ASSERT_PTR_NOT_NULL(
+            strstr(json_str(sp_json_root(doc), "error.message"), "rank 1 was lost"));
+        sp_json_free(doc);
+        reply_fini(&r);
+    }
+    site_close(s);
+}
+
+static void a_failure_in_a_stream_is_an_error_chunk_and_done(void) {
+    sp_fake_engine_config f = {.fail_after = 2};
+    site *s = site_open(NULL, &f);
+    reply r = site_post(s, TEXT, "{\"prompt\":\"a\",\"stream\":true,\"n\":2}");
+    CU_ASSERT_EQUAL(r.status, 200);
+    stream *st = stream_of(r.body);
+    CU_ASSERT(st->done && r.whole);
+    sp_json *doc = site_json(st->data[st->n - 1]);
+    CU_ASSERT_EQUAL(sp_json_int(json_path(sp_json_root(doc), "error.code")), 500);
+    for (int i = 0; i < st->n - 1; i++) CU_ASSERT_PTR_NULL(strstr(st->data[i], "error"));
+    sp_json_free(doc);
+    stream_free(st);
+    reply_fini(&r);
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 0));
+    site_close(s);
+}
+
+static void a_full_engine_is_429_with_a_time_to_come_back(void) {
+    sp_fake_engine_config f = {.paused = true, .queue_max = 2};
+    site *s = site_open(NULL, &f);
+    int fd = ask(s, "{\"prompt\":\"a\"}");
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 1));
+    /* The second of two prompts finds no room: the first is taken back. */
+    reply r = site_post(s, TEXT, "{\"prompt\":[\"a\",\"b\"]}");
+    CU_ASSERT_EQUAL(r.status, 429);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "RateLimitError"));
+    CU_ASSERT_STRING_EQUAL(reply_header(&r, "Retry-After"), "1");
+    CU_ASSERT_STRING_EQUAL(reply_header(&r, "x-should-retry"), "true");
+    reply_fini(&r);
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 1));
+    close(fd);
+    site_close(s);
+}
+
+static void the_servers_own_caps_are_429_too(void) {
+    sp_fake_engine_config f = {.paused = true};
+    sp_server_config c = site_config();
+    c.max_requests = 1;
+    site *s = site_open(&c, &f);
+    int fd = ask(s, "{\"prompt\":\"a\"}");
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 1));
+    reply r = site_post(s, TEXT, "{\"prompt\":\"a\"}");
+    CU_ASSERT_EQUAL(r.status, 429);
+    reply_fini(&r);
+    close(fd);
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 0));
+    sp_fake_engine_pause(s->engine, false);
+    do {
+        reply_fini(&r);
+        r = site_post(s, TEXT, "{\"prompt\":\"a\"}");
+    } while (r.status == 429);
+    CU_ASSERT_EQUAL(r.status, 200);
+    reply_fini(&r);
+    site_close(s);
+}
+
+static void an_unavailable_engine_is_503(void) {
+    site *s = site_open(NULL, NULL);
+    sp_fake_engine_set_state(s->engine, SP_ENGINE_DRAINING);
+    reply r = site_post(s, TEXT, "{\"prompt\":\"a\"}");
+    CU_ASSERT_EQUAL(r.status, 503);
+    CU_ASSERT_PTR_NOT_NULL(reply_header(&r, "Retry-After"));
+    reply_fini(&r);
+    site_close(s);
+}
+
+static void an_unknown_model_is_404_in_known_words(void) {
+    site *s = site_open(NULL, NULL);
+    reply r = site_post(s, TEXT, "{\"model\":\"gpt-5\",\"prompt\":\"a\"}");
+    CU_ASSERT_EQUAL(r.status, 404);
+    CU_ASSERT_STRING_EQUAL(r.body, "{\"error\":{\"message\":\"The model `gpt-5` does not exist.\","
+                                   "\"type\":\"NotFoundError\",\"param\":\"model\",\"code\":404}}");
+    reply_fini(&r);
+    site_close(s);
+}
+
+static void a_prompt_too_long_is_told_in_words_that_clients_match(void) {
+    sp_fake_engine_config f = {.max_model_len = 20};
+    site *s = site_open(NULL, &f);
+    reply r = site_post(s, TEXT, "{\"prompt\":\"01234567890123456789\"}");
+    sp_json *doc = site_json(r.body);
+    const char *text = json_str(sp_json_root(doc), "error.message");
+    const char *begins = "This model's maximum context length is 20 tokens";
+    const char *ends = "(context_length_exceeded)";
+    CU_ASSERT_EQUAL(r.status, 400);
+    CU_ASSERT_EQUAL(strncmp(text, begins, strlen(begins)), 0);
+    CU_ASSERT_STRING_EQUAL(text + strlen(text) - strlen(ends), ends);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "21 input tokens"));
+    CU_ASSERT_STRING_EQUAL(json_str(sp_json_root(doc), "error.code"), "context_length_exceeded");
+    sp_json_free(doc);
+    reply_fini(&r);
+    /* An answer longer than the whole context is refused; one that merely does not fit is cut. */
+    r = site_post(s, TEXT, "{\"prompt\":\"a\",\"max_tokens\":21}");
+    CU_ASSERT_EQUAL(r.status, 400);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "maximum context length is 20"));
+    reply_fini(&r);
+    r = site_post(s, TEXT, "{\"prompt\":\"a\",\"max_tokens\":20,\"ignore_eos\":true}");
+    CU_ASSERT_EQUAL(r.status, 200);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"completion_tokens\":18"));
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"finish_reason\":\"length\""));
+    reply_fini(&r);
+    r = site_post(s, TEXT, "{\"prompt\":\"01234567890123456789\",\"truncate_prompt_tokens\":5}");
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"prompt_tokens\":5"));
+    reply_fini(&r);
+    r = site_post(
+        s, TEXT,
+        "{\"prompt\":\"01234567890123456789\",\"truncate_prompt_tokens\":-1,\"max_tokens\":3}");
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"prompt_tokens\":17"));
+    reply_fini(&r);
+    site_close(s);
+}
+
+static void a_chat_without_a_limit_may_use_what_is_left_of_the_context(void) {
+    sp_fake_engine_config f = {.max_model_len = 30};
+    sp_server_config c = site_config();
+    for (int capped = 0; capped < 2; capped++) {
+        c.defaults.max_new_tokens = capped ? 7 : -1;
+        site *s = site_open(&c, &f);
+        reply r = site_post(
+            s, CHAT, "{\"ignore_eos\":true,\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}");
+        CU_ASSERT_EQUAL(r.status, 200);
+        CU_ASSERT_PTR_NOT_NULL(
+            strstr(r.body, capped ? "\"completion_tokens\":7," : "\"completion_tokens\":26,"));
+        reply_fini(&r);
+        site_close(s);
+    }
+}
+
+static void parameters_reach_the_engine(void) {
+    site *s = site_open(NULL, NULL);
+    reply r =
+        site_ask(s, "POST", TEXT, "X-Vllm-Priority: 4\r\n",
+                 "{\"prompt\":[1,2,3],\"max_tokens\":9,\"temperature\":0.5,\"top_k\":4,\"seed\":42,"
+                 "\"min_tokens\":2,\"logit_bias\":{\"7\":1},\"bad_words\":[\"no\"],"
+                 "\"cache_salt\":\"pepper\",\"stop_token_ids\":[9],\"n\":2}");
+    CU_ASSERT_EQUAL(r.status, 200);
+    reply_fini(&r);
+    const fake_request *q = &s->engine->last;
+    CU_ASSERT(q->n_prompt == 3 && s->engine->last_prompt[2] == 3);
+    CU_ASSERT(q->params.max_tokens == 9 && q->params.temperature == 0.5f && q->params.top_k == 4);
+    CU_ASSERT(q->params.seed == 42 && q->params.min_tokens == 2 && q->params.n == 2);
+    CU_ASSERT(s->engine->last_bias[0].id == 7 && s->engine->last_bad[1] == 'n');
+    CU_ASSERT(q->stop_ids[0] == 9 && q->priority == 4 && q->deadline_ns == SP_NEVER);
+    CU_ASSERT_STRING_EQUAL(q->cache_salt, "pepper");
+    r = site_ask(s, "POST", TEXT, "X-Vllm-Priority: 4\r\n", "{\"prompt\":\"a\",\"priority\":-1}");
+    CU_ASSERT_EQUAL(s->engine->last.priority, -1);
+    reply_fini(&r);
+    r = site_post(s, TEXT, "{\"prompt\":\"a\",\"request_id\":\"from<body\"}");
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"id\":\"cmpl-frombody\""));
+    reply_fini(&r);
+    site_close(s);
+}
+
+static void bodies_that_are_not_requests_are_400(void) {
+    static const char *const rows[] = {"",
+                                       "{",
+                                       "[]",
+                                       "5",
+                                       "\"x\"",
+                                       "{\"prompt\":\"a\",}",
+                                       "{\"prompt\":\"a\",\"prompt\":\"b\"}",
+                                       "{\"prompt\":\"\\ud800\"}",
+                                       "{\"prompt\":\"\xff\"}",
+                                       "nul",
+                                       "{\"prompt\":\"a\"} x"};
+    site *s = site_open(NULL, NULL);
+    for (size_t i = 0; i < SP_LEN(rows); i++) {
+        reply r = site_post(s, TEXT, rows[i]);
+        if (r.status != 400) fprintf(stderr, "%s -> %d\n", rows[i], r.status);
+        CU_ASSERT_EQUAL(r.status, 400);
+        sp_json *doc = site_json(r.body);
+        CU_ASSERT_STRING_EQUAL(json_str(sp_json_root(doc), "error.type"), "BadRequestError");
+        sp_json_free(doc);
+        reply_fini(&r);
+    }
+    sp_buf bomb;
+    sp_buf_init(&bomb, 0);
+    sp_buf_puts(&bomb, "{\"prompt\":");
+    for (int i = 0; i < 200000; i++) sp_buf_putc(&bomb, '[');
+    reply r = site_post(s, TEXT, bomb.ptr);
+    CU_ASSERT_EQUAL(r.status, 400);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "deeper than 64"));
+    reply_fini(&r);
+    sp_buf_fini(&bomb);
+    site_close(s);
+}
+
+static void a_quiet_stream_is_pinged_and_still_complete(void) {
+    sp_fake_engine_config f = {.paused = true};
+    sp_server_config c = site_config();
+    c.ping_ms = 50;
+    site *s = site_open(&c, &f);
+    sp_buf raw;
+    sp_buf_init(&raw, 0);
+    int fd = ask(s, "{\"prompt\":\"a\",\"stream\":true}");
+    CU_ASSERT(site_read_until(fd, &raw, ": ping\n\n"));
+    sp_fake_engine_pause(s->engine, false);
+    reply r = site_read_reply(fd, &raw, false);
+    CU_ASSERT(r.whole);
+    stream *st = stream_of(r.body);
+    CU_ASSERT(st->done && st->pings >= 1);
+    char *text = stream_text(st, 0, "text");
+    CU_ASSERT_STRING_EQUAL(text, "hello");
+    sp_free(text);
+    stream_free(st);
+    reply_fini(&r);
+    sp_buf_fini(&raw);
+    close(fd);
+    site_close(s);
+}
+
+static void a_request_that_takes_too_long_is_ended(void) {
+    sp_fake_engine_config f = {.paused = true};
+    sp_server_config c = site_config();
+    c.request_timeout_ms = 100;
+    site *s = site_open(&c, &f);
+    reply r = site_post(s, TEXT, "{\"prompt\":\"a\"}");
+    CU_ASSERT_EQUAL(r.status, 503);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "time limit"));
+    reply_fini(&r);
+    CU_ASSERT(sp_fake_engine_wait_aborted(s->engine, 1));
+    site_close(s);
+}
+
+static void many_streams_at_once_are_all_whole(void) {
+    enum {
+        N = 200
+    };
+    sp_fake_engine_config f = {.script = "The quick brown fox jumps over the lazy dog"};
+    site *s = site_open(NULL, &f);
+    int fds[N];
+    for (int i = 0; i < N; i++)
+        fds[i] = ask(s, "{\"prompt\":\"a\",\"stream\":true,\"max_tokens\":100}");
+    for (int i = 0; i < N; i++) {
+        sp_buf raw;
+        sp_buf_init(&raw, 0);
+        reply r = site_read_reply(fds[i], &raw, false);
+        CU_ASSERT_EQUAL(r.status, 200);
+        stream *st = stream_of(r.body);
+        CU_ASSERT(st->done);
+        if (i % 40 == 0) {
+            char *text = stream_text(st, 0, "text");
+            CU_ASSERT_STRING_EQUAL(text, f.script);
+            sp_free(text);
+        }
+        stream_free(st);
+        reply_fini(&r);
+        sp_buf_fini(&raw);
+        close(fds[i]);
+    }
+    site_close(s);
+}
+
+SP_TEST_MAIN("frontend/generate", SP_TEST(a_client_that_leaves_while_waiting_is_cancelled),
+             SP_TEST(a_client_that_leaves_a_stream_is_cancelled),
+             SP_TEST(clients_that_leave_at_any_moment_leave_nothing_behind),
+             SP_TEST(a_stop_string_ends_the_engines_work_too),
+             SP_TEST(a_failure_before_the_first_byte_is_a_status),
+             SP_TEST(a_failure_in_a_stream_is_an_error_chunk_and_done),
+             SP_TEST(a_full_engine_is_429_with_a_time_to_come_back),
+             SP_TEST(the_servers_own_caps_are_429_too), SP_TEST(an_unavailable_engine_is_503),
+             SP_TEST(an_unknown_model_is_404_in_known_words),
+             SP_TEST(a_prompt_too_long_is_told_in_words_that_clients_match),
+             SP_TEST(a_chat_without_a_limit_may_use_what_is_left_of_the_context),
+             SP_TEST(parameters_reach_the_engine), SP_TEST(bodies_that_are_not_requests_are_400),
+             SP_TEST(a_quiet_stream_is_pinged_and_still_complete),
+             SP_TEST(a_request_that_takes_too_long_is_ended),
+             SP_TEST(many_streams_at_once_are_all_whole))
