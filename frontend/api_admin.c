@@ -19,7 +19,7 @@ void sp_api_load(sp_front *front, sp_http_call *call) {
     sp_buf b;
     sp_buf_init(&b, 0);
     sp_buf_printf(&b, "{\"server_load\":%d}", front->limit.requests);
-    sp_reply_json(call, &b);
+    sp_reply_json(call, "", &b);
     sp_buf_fini(&b);
 }
 
@@ -30,7 +30,7 @@ void sp_api_version(sp_front *front, sp_http_call *call) {
     sp_jw_object(&w);
     sp_jw_key(&w, "version"), sp_jw_str(&w, front->config.version);
     sp_jw_object_end(&w);
-    sp_reply_json(call, &b);
+    sp_reply_json(call, "", &b);
     sp_buf_fini(&b);
 }
 
@@ -91,7 +91,7 @@ void sp_api_models(sp_front *front, sp_http_call *call) {
         put_model(&w, front, front->config.model_names[i]);
     sp_jw_array_end(&w);
     sp_jw_object_end(&w);
-    sp_reply_json(call, &b);
+    sp_reply_json(call, "", &b);
     sp_buf_fini(&b);
 }
 
@@ -122,7 +122,7 @@ void sp_api_model(sp_front *front, sp_http_call *call) {
     if (found) {
         sp_jw w = sp_jw_on(&b);
         put_model(&w, front, name.ptr);
-        sp_reply_json(call, &b);
+        sp_reply_json(call, "", &b);
     } else {
         sp_buf_printf(&b, "The model `%.120s` does not exist.", name.ptr ? name.ptr : "");
         sp_reply_fault(call, &(sp_fault){404, b.ptr, "model", NULL, 0});

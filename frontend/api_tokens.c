@@ -138,7 +138,7 @@ static void done(sp_text_job *job) {
     if (t->call && t->fault.http)
         sp_reply_fault(t->call, &t->fault);
     else if (t->call)
-        sp_reply_json(t->call, &t->answer);
+        sp_reply_json(t->call, "", &t->answer);
     drop(job);
 }
 

@@ -87,7 +87,7 @@ bool sp_auth_allows(const sp_auth *a, const sp_http_head *head) {
     return key.len > 0 && is_known(a, key);
 }
 
-/* "name:port", "[::1]:port" or either without a port -> the name; empty when the port is not one. */
+/* "name:port", "[::1]:port", with or without the port -> the name; empty when it is neither. */
 static sp_slice host_name(sp_slice host) {
     sp_slice name = host;
     size_t from = 0;

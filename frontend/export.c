@@ -72,10 +72,13 @@ static void histogram(text *t, const char *name, const char *help, const sp_hist
     sp_buf_printf(t->out, "\n%s_count{%s} %llu\n", name, t->labels, (unsigned long long)total);
 }
 
-static void put_gauges(text *t, const sp_engine_metrics *m) {
-    double waiting = (double)sp_gauge_get(&m->waiting);
+static double cache_usage(const sp_engine_metrics *m) {
     double total = (double)sp_gauge_get(&m->blocks_total);
-    double used = total > 0 ? (double)sp_gauge_get(&m->blocks_used) / total : 0;
+    return total > 0 ? (double)sp_gauge_get(&m->blocks_used) / total : 0;
+}
+
+static void put_gauges(text *t, const sp_engine_metrics *m) {
+    double waiting = (double)sp_gauge_get(&m->waiting), used = cache_usage(m);
     one(t, "vllm:num_requests_running", "gauge", "Number of requests in model execution batches.",
         (double)sp_gauge_get(&m->running));
     one(t, "vllm:num_requests_waiting", "gauge", "Number of requests waiting to be processed.",
@@ -283,4 +286,21 @@ void sp_export_metrics(sp_front *front, sp_buf *out) {
     put_http_counts(out, front->routes);
     put_http_durations(out, front->routes);
     sp_buf_fini(&labels);
+}
+
+void sp_export_load_header(const sp_front *front, sp_slice format, char *out, size_t n) {
+    const sp_engine_metrics *m = sp_engine_get_metrics(front->engine);
+    double used = cache_usage(m);
+    long long waiting = (long long)sp_gauge_get(&m->waiting);
+    out[0] = 0;
+    if (sp_http_token_eq(format, "TEXT"))
+        snprintf(out, n,
+                 "endpoint-load-metrics: TEXT named_metrics.kv_cache_usage_perc=%g,"
+                 "named_metrics.num_requests_waiting=%lld\r\n",
+                 used, waiting);
+    else if (sp_http_token_eq(format, "JSON"))
+        snprintf(out, n,
+                 "endpoint-load-metrics: JSON {\"named_metrics\":{\"kv_cache_usage_perc\":%g,"
+                 "\"num_requests_waiting\":%lld}}\r\n",
+                 used, waiting);
 }

@@ -9,3 +9,7 @@
 #include "frontend/front.h"
 
 void sp_export_metrics(sp_front *front, sp_buf *out);
+
+/** The load as a reply header line, for routers that ask with "endpoint-load-metrics-format: TEXT" or
+ * "JSON" (ORCA); "" for any other format. */
+void sp_export_load_header(const sp_front *front, sp_slice format, char *out, size_t n);

@@ -1,4 +1,5 @@
 /* frontend/gen_event.c - engine events of one request to text, chunks and answers. */
+#include "frontend/export.h"
 #include "frontend/generate.h"
 
 #include "runtime/base/clock.h"
@@ -132,7 +133,10 @@ static void reply_whole(sp_gen *g) {
     sp_jw_object_end(&w);
     sp_http_call *call = g->call;
     g->call = NULL;
-    sp_reply_json(call, &b);
+    char load[200];
+    sp_slice format = sp_http_header_get(sp_http_call_head(call), "endpoint-load-metrics-format");
+    sp_export_load_header(g->front, format, load, sizeof load);
+    sp_reply_json(call, load, &b);
     sp_buf_fini(&b);
 }
 
@@ -203,6 +207,13 @@ static void fail_by_event(sp_gen *g, const sp_event *ev) {
     sp_gen_fail(g, &(sp_fault){http, words, NULL, NULL, http == 503 ? 1 : 0});
 }
 
+/* Memory was short for something of the answer, which would then be cut in the middle. */
+static bool has_failed(const sp_gen *g, const sp_gen_choice *c) {
+    bool failed = c->text.failed || g->chunk_head.failed;
+    for (size_t i = 0; i < SP_LEN(c->logprobs); i++) failed |= c->logprobs[i].failed;
+    return failed;
+}
+
 void sp_gen_take_event(sp_gen *g, sp_gen_prompt *p, sp_event *ev) {
     if (ev->choice < 0 || ev->choice >= g->opt.params.n) return;
     sp_gen_choice *c = &g->choices[(p - g->prompts) * g->opt.params.n + ev->choice];
@@ -221,7 +232,7 @@ void sp_gen_take_event(sp_gen *g, sp_gen_prompt *p, sp_event *ev) {
     }
     take_tokens(g, p, c, ev);
     if (c->finish != SP_FINISH_NONE) g->n_live--;
-    if (c->text.failed) {
+    if (has_failed(g, c)) {
         sp_gen_fail(g, &(sp_fault){500, "out of memory for the answer", NULL, NULL, 0});
         return;
     }

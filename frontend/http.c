@@ -76,8 +76,10 @@ static sp_status listen_at(sp_http *h, sp_err *err) {
         return SP_FAIL(err, SP_E_INVALID, "host '%s' has no address to listen on: %s",
                        h->config.host, gai_strerror(rc));
     sp_status st = SP_E_IO;
-    for (const struct addrinfo *ai = list; ai && st != SP_OK; ai = ai->ai_next)
-        st = bind_to(h, ai, err);
+    /* IPv4 first: "localhost" is often both, and most clients then try 127.0.0.1. */
+    for (int pass = 0; pass < 2 && st != SP_OK; pass++)
+        for (const struct addrinfo *ai = list; ai && st != SP_OK; ai = ai->ai_next)
+            if ((ai->ai_family == AF_INET) == (pass == 0)) st = bind_to(h, ai, err);
     freeaddrinfo(list);
     if (st == SP_OK) h->port = port_of(h->listen_fd);
     return st;

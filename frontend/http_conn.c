@@ -89,7 +89,7 @@ static void close_chunk(sp_http_call *c) {
 }
 
 static void end_or_linger(sp_http_call *c) {
-    /* Closing with bytes unread makes the kernel send a reset, which can overtake our last reply. */
+    /* Closing with bytes unread makes the kernel send a reset, which may overtake our reply. */
     if (c->saw_eof || shutdown(c->fd, SHUT_WR) != 0) {
         sp_http_conn_kill(c);
         return;

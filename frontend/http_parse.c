@@ -258,7 +258,7 @@ static const char *skip_quoted(const char *p, const char *end) {
     return NULL;
 }
 
-/* *( ";" token [ "=" ( token / quoted-string ) ] ): they mean nothing to us, but what is not of this
+/* *( ";" token [ "=" ( token / quoted-string ) ] ): they mean nothing to us, but what has another
  * shape may be read differently by a proxy before us. */
 static bool are_extensions(const char *p, const char *end) {
     while (p < end) {

@@ -288,6 +288,8 @@ sp_status sp_messages_encode(const sp_conversation *c, const sp_request_env *env
     sp_buf_init(&text, 0);
     int flags = SP_ENCODE_SPECIAL | (add_special ? SP_ENCODE_BOS : 0);
     sp_status st = sp_chat_render(env->chat, &c->chat, &text, &marker, err);
+    if (st == SP_OK && text.failed)
+        st = SP_FAIL(err, SP_E_NOMEM, "no memory for the rendered conversation");
     if (st == SP_OK)
         st = sp_tokenizer_encode(env->tokenizer, sp_buf_slice(&text), flags, marker, ids, err);
     sp_buf_fini(&text);

@@ -71,13 +71,13 @@ void sp_reply_fault(sp_http_call *call, const sp_fault *fault) {
     sp_buf_fini(&b);
 }
 
-void sp_reply_json(sp_http_call *call, const sp_buf *json) {
+void sp_reply_json(sp_http_call *call, const char *headers, const sp_buf *json) {
     if (json->failed) {
         sp_reply_fault(call,
                        &(sp_fault){500, "the answer is too large to be built", NULL, NULL, 0});
         return;
     }
-    sp_http_reply(call, 200, "application/json", "", sp_buf_slice(json));
+    sp_http_reply(call, 200, "application/json", headers, sp_buf_slice(json));
 }
 
 void sp_put_usage(sp_jw *w, sp_usage u) {

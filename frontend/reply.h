@@ -25,8 +25,9 @@ sp_fault sp_fault_of_fields(sp_fields *f);
 /** {"error":{"message","type","param","code"}} */
 void sp_put_fault(sp_buf *out, const sp_fault *fault);
 void sp_reply_fault(sp_http_call *call, const sp_fault *fault);
-/** Replies what `json` holds; 500 when it could not be built (memory, limit). */
-void sp_reply_json(sp_http_call *call, const sp_buf *json);
+/** Replies what `json` holds; 500 when it could not be built (memory, limit). `headers`: "", or whole
+ * lines ending in CRLF. */
+void sp_reply_json(sp_http_call *call, const char *headers, const sp_buf *json);
 
 typedef struct sp_usage {
     int64_t prompt, completion, cached;

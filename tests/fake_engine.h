@@ -19,6 +19,7 @@
 
 #define FAKE_REQUESTS_MAX 4096
 #define FAKE_EOS 257
+#define FAKE_EVENTS_MAX 8192 /* then it waits for the reader */
 #define FAKE_WAIT_NS (20 * SP_NS_PER_S)
 
 typedef struct sp_fake_engine_config {
@@ -65,7 +66,7 @@ struct sp_engine {
     int32_t last_bad[64];
     uint64_t next_id;
     sp_event *events;
-    size_t n_events, cap_events;
+    size_t first_event, n_events, cap_events; /* a ring that grows */
     sp_engine_state state;
     int64_t allowed; /* steps while paused */
     int n_submitted, n_aborted, n_stopped;
@@ -137,7 +138,8 @@ void sp_fake_engine_destroy(sp_engine *e) {
     pthread_mutex_unlock(&e->lock);
     sp_thread_join(&e->thread);
     for (int i = 0; i < e->n_requests; i++) fake_free(e->requests[i]);
-    for (size_t i = 0; i < e->n_events; i++) sp_event_release(&e->events[i]);
+    for (size_t i = 0; i < e->n_events; i++)
+        sp_event_release(&e->events[(e->first_event + i) % e->cap_events]);
     sp_free(e->events);
     sp_wake_close(&e->wake);
     pthread_cond_destroy(&e->changed);
@@ -285,9 +287,11 @@ int sp_engine_event_fd(const sp_engine *e) {
 int sp_engine_events(sp_engine *e, sp_event *out, int max) {
     pthread_mutex_lock(&e->lock);
     int n = e->n_events < (size_t)max ? (int)e->n_events : max;
-    memcpy(out, e->events, (size_t)n * sizeof *out);
+    for (int i = 0; i < n; i++) {
+        out[i] = e->events[e->first_event];
+        e->first_event = (e->first_event + 1) % e->cap_events;
+    }
     e->n_events -= (size_t)n;
-    memmove(e->events, e->events + n, e->n_events * sizeof *out);
     if (n == 0) sp_wake_drain(&e->wake);
     pthread_mutex_unlock(&e->lock);
     return n;
@@ -391,11 +395,16 @@ static sp_event fake_step(sp_engine *e, fake_request *r, int k) {
 
 static void fake_push(sp_engine *e, const sp_event *ev) {
     if (e->n_events == e->cap_events) {
-        e->cap_events = e->cap_events ? e->cap_events * 2 : 64;
-        e->events = sp_try_realloc(e->events, e->cap_events * sizeof *e->events);
-        SP_ASSERT(e->events);
+        size_t cap = e->cap_events ? e->cap_events * 2 : 64;
+        sp_event *grown = sp_alloc(cap * sizeof *grown);
+        for (size_t i = 0; i < e->n_events; i++)
+            grown[i] = e->events[(e->first_event + i) % e->cap_events];
+        sp_free(e->events);
+        e->events = grown;
+        e->first_event = 0;
+        e->cap_events = cap;
     }
-    e->events[e->n_events++] = *ev;
+    e->events[(e->first_event + e->n_events++) % e->cap_events] = *ev;
 }
 
 static void fake_turn(sp_engine *e) {
@@ -420,8 +429,8 @@ static void *fake_main(void *arg) {
     sp_engine *e = arg;
     pthread_mutex_lock(&e->lock);
     while (!e->ending) {
-        bool may =
-            e->n_requests > 0 && e->n_events < 65536 && (!e->config.paused || e->allowed > 0);
+        bool may = e->n_requests > 0 && e->n_events < FAKE_EVENTS_MAX &&
+                   (!e->config.paused || e->allowed > 0);
         if (!may) {
             /* Events taken wake nobody here, so a full list is looked at again. */
             struct timespec ts;

@@ -10,7 +10,7 @@
 
 /* ---- which instruction set ---- */
 
-#define ISA(word)                                                                                  \
+#define ISA(word) \
     { #word, &sp_isa_gemm_##word, &sp_isa_attn_##word, &sp_isa_ops_##word }
 static const sp_cpu_isa generic = ISA(generic);
 #if defined(__x86_64__)
@@ -117,7 +117,8 @@ static sp_status grow_panel(sp_cpu *cpu, int32_t cols, sp_err *err) {
     if (floats <= cpu->panel_floats) return SP_OK;
     float *panel = sp_cpu_mem_take(floats * sizeof *panel);
     if (!panel)
-        return SP_FAIL(err, SP_E_NOMEM, "no memory for a panel of %zu bytes", floats * sizeof *panel);
+        return SP_FAIL(err, SP_E_NOMEM, "no memory for a panel of %zu bytes",
+                       floats * sizeof *panel);
     sp_cpu_mem_free(cpu->panel, cpu->panel_floats * sizeof(float));
     cpu->panel = panel;
     cpu->panel_floats = floats;
@@ -252,13 +253,8 @@ static void cpu_add_rmsnorm(sp_dev *dev, sp_mat y, sp_mat x, sp_mat partial, con
                             const float *weight, float eps) {
     sp_cpu *cpu = dev->impl;
     SP_ASSERT(y.cols == x.cols && y.data != x.data);
-    row_job j = {.cpu = cpu,
-                 .y = y,
-                 .x = x,
-                 .partial = partial,
-                 .bias = bias,
-                 .weight = weight,
-                 .eps = eps};
+    row_job j = {
+        .cpu = cpu, .y = y, .x = x, .partial = partial, .bias = bias, .weight = weight, .eps = eps};
     sp_cpu_spread(cpu, norm_range, &j, x.rows, 1, 0.3 * x.cols);
 }
 
@@ -286,7 +282,7 @@ static void rope_range(void *ctx, int thread, int32_t i0, int32_t i1) {
         const sp_seq_rows *seq = &j->rope->seqs[s];
         const int32_t from = i0 > base ? i0 - base : 0;
         const int32_t to = i1 - base < seq->n_rows ? i1 - base : seq->n_rows;
-        if (from < to) j->cpu->isa->attn->rope_store(j->rope, seq, from, to);
+        if (from < to) j->cpu->isa->ops->rope_store(j->rope, seq, from, to);
         base += seq->n_rows;
     }
 }
@@ -314,7 +310,9 @@ static void cpu_gather_rows(sp_dev *dev, sp_mat y, sp_mat x, const int32_t *rows
     }
 }
 
-static sp_ticket cpu_submit(sp_dev *dev) { return ++((sp_cpu *)dev->impl)->last; }
+static sp_ticket cpu_submit(sp_dev *dev) {
+    return ++((sp_cpu *)dev->impl)->last;
+}
 
 static sp_status cpu_poll(sp_dev *dev, sp_ticket ticket, int64_t deadline_ns, sp_err *err) {
     (void)ticket;

@@ -108,7 +108,8 @@ static const unsigned char *source_row(const pack_job *job, int32_t row) {
     for (int i = 0; i < job->n_parts; i++) {
         const sp_weight_part *p = &job->parts[i];
         if (row < p->rows)
-            return (const unsigned char *)p->data + (size_t)row * (size_t)p->stride * (size_t)job->w->elt;
+            return (const unsigned char *)p->data +
+                   (size_t)row * (size_t)p->stride * (size_t)job->w->elt;
         row -= p->rows;
     }
     return NULL; /* a zero row that fills up the last tile; its bytes are zero already */
@@ -128,13 +129,13 @@ static void put_pairs(uint16_t *tile, int lane, const uint16_t *row, const sp_cp
     }
 }
 
-#define PUT_PLAIN(name, type)                                                                      \
-    static void name(type *tile, int lane, const type *row, const sp_cpu_phase *p) {               \
-        const size_t A = (size_t)p->n_active;                                                      \
-        for (size_t a = 0; a < A; a++) {                                                           \
-            type *d = tile + ((size_t)p->before + a) * SP_LANES + (size_t)lane;                    \
-            for (int32_t j = 0; j < p->len; j++, d += A * SP_LANES) *d = row[p->k0[a] + j];        \
-        }                                                                                          \
+#define PUT_PLAIN(name, type) \
+    static void name(type *tile, int lane, const type *row, const sp_cpu_phase *p) { \
+        const size_t A = (size_t)p->n_active; \
+        for (size_t a = 0; a < A; a++) { \
+            type *d = tile + ((size_t)p->before + a) * SP_LANES + (size_t)lane; \
+            for (int32_t j = 0; j < p->len; j++, d += A * SP_LANES) *d = row[p->k0[a] + j]; \
+        } \
     }
 PUT_PLAIN(put_32, uint32_t)
 PUT_PLAIN(put_16, uint16_t)

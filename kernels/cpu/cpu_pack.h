@@ -25,11 +25,11 @@
 #include "kernels/dev.h"
 
 typedef struct sp_cpu_phase {
-    int32_t len;             /* j in this phase */
-    int32_t n_active;        /* segments in it */
+    int32_t len;              /* j in this phase */
+    int32_t n_active;         /* segments in it */
     int32_t seg[SP_SEGMENTS]; /* which */
     int32_t k0[SP_SEGMENTS];  /* element of K where each begins here */
-    int32_t before;          /* elements of the tile (a lane's) before this phase */
+    int32_t before;           /* elements of the tile (a lane's) before this phase */
 } sp_cpu_phase;
 
 /** Memory of several weights: small ones share huge pages, since a page walk for every 64 lines of a
@@ -76,6 +76,7 @@ static inline size_t sp_cpu_phase_at(const sp_weight *w, const sp_cpu_phase *p, 
                                      size_t lane) {
     const size_t first = (size_t)p->before, n = (size_t)p->n_active;
     if (w->dtype == SP_DTYPE_BF16 && j < p->len / 2 * 2)
-        return (first + ((size_t)(j / 2) * n + (size_t)a) * 2) * SP_LANES + 2 * lane + (size_t)(j % 2);
+        return (first + ((size_t)(j / 2) * n + (size_t)a) * 2) * SP_LANES + 2 * lane +
+               (size_t)(j % 2);
     return (first + (size_t)j * n + (size_t)a) * SP_LANES + lane;
 }

@@ -201,6 +201,10 @@ void sp_cpu_pool_destroy(sp_cpu_pool *p) {
     sp_free(p);
 }
 
-int sp_cpu_pool_threads(const sp_cpu_pool *p) { return p->n_threads; }
+int sp_cpu_pool_threads(const sp_cpu_pool *p) {
+    return p->n_threads;
+}
 
-int sp_cpu_pool_asleep(const sp_cpu_pool *p) { return atomic_load(&p->asleep); }
+int sp_cpu_pool_asleep(const sp_cpu_pool *p) {
+    return atomic_load(&p->asleep);
+}

@@ -55,14 +55,16 @@ typedef struct sp_isa_attn {
      * parts; the first split of a query begins its state) and writes `out` at a query's last. */
     void (*merge)(const sp_cpu_attn *t, int32_t split0, int32_t split1, const float *parts,
                   float *states);
-    /** Rows row0..row1-1 of sequence `seq`. */
-    void (*rope_store)(const sp_rope_store_args *a, const sp_seq_rows *seq, int32_t row0,
-                       int32_t row1);
 } sp_isa_attn;
 
 #define SP_ACT_COLS 2048
 
-typedef enum sp_isa_fn { SP_FN_EXP, SP_FN_LOG, SP_FN_TANH, SP_FN_ERF } sp_isa_fn;
+typedef enum sp_isa_fn {
+    SP_FN_EXP,
+    SP_FN_LOG,
+    SP_FN_TANH,
+    SP_FN_ERF
+} sp_isa_fn;
 
 typedef struct sp_isa_ops {
     void (*embed)(sp_mat y, const sp_weight *w, const int32_t *ids, int32_t row0, int32_t row1);
@@ -70,6 +72,9 @@ typedef struct sp_isa_ops {
                         float eps, int32_t row0, int32_t row1);
     /** Piece i is SP_ACT_COLS columns (the last ones of a row: fewer) of row i / pieces a row. */
     void (*act_mul)(sp_mat y, sp_mat gate_up, sp_act act, int32_t piece0, int32_t piece1);
+    /** Rows row0..row1-1 of sequence `seq`. */
+    void (*rope_store)(const sp_rope_store_args *a, const sp_seq_rows *seq, int32_t row0,
+                       int32_t row1);
     /** The vector functions themselves: the window of tests/kernels/test_math.c. */
     void (*math)(sp_isa_fn fn, float *y, const float *x, int32_t n);
 } sp_isa_ops;

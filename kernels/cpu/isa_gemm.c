@@ -13,7 +13,7 @@
 #if defined(SP_ISA_avx512)
 #define STREAM_SEGS 8
 #define STREAM_ROWS 3
-#define STREAM_MAX_ROWS 6 /* up to here stream wins */
+#define STREAM_MAX_ROWS 3 /* up to here stream wins: 12.8 against 11.6 GB/s at 3 rows */
 #define BLOCK_ROWS 12
 #define TILES 2
 #else
@@ -27,13 +27,14 @@
 #define GROUP_ROWS 48
 #define AHEAD 3072 /* bytes */
 
-SP_INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+SP_INLINE void to_l1(const void *p) { __builtin_prefetch(p, 0, 3); }
+SP_INLINE void to_l2(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 /* ---- stream ---- */
 
 /* One phase of a tile: S of its A active segments, R rows. acc[a][r] go on. */
-SP_INLINE void stream_phase(v16 *acc, const unsigned char *w, const float *x, int32_t len,
-                            size_t A, const int S, const int R, const sp_dtype type) {
+SP_INLINE void stream_phase(v16 *acc, const unsigned char *w, const float *x, int32_t len, size_t A,
+                            const int S, const int R, const sp_dtype type) {
     v16 c[8 * 3];
     UNROLL for (int i = 0; i < S * R; i++) c[i] = acc[i];
     if (type == SP_DTYPE_BF16) {
@@ -41,11 +42,11 @@ SP_INLINE void stream_phase(v16 *acc, const unsigned char *w, const float *x, in
             UNROLL for (int s = 0; s < S; s++) {
                 v16 lo, hi;
                 v16_pair(w + s * 64, &lo, &hi);
-                prefetch(w + s * 64 + AHEAD);
-                UNROLL for (int r = 0; r < R; r++)
-                    c[s * R + r] = v16_fma(lo, v16_set(x[2 * s * R + r]), c[s * R + r]);
-                UNROLL for (int r = 0; r < R; r++)
-                    c[s * R + r] = v16_fma(hi, v16_set(x[(2 * s + 1) * R + r]), c[s * R + r]);
+                to_l1(w + s * 64 + AHEAD);
+                UNROLL for (int r = 0; r < R; r++) c[s * R + r] =
+                    v16_fma(lo, v16_set(x[2 * s * R + r]), c[s * R + r]);
+                UNROLL for (int r = 0; r < R; r++) c[s * R + r] =
+                    v16_fma(hi, v16_set(x[(2 * s + 1) * R + r]), c[s * R + r]);
             }
         }
         UNROLL for (int i = 0; i < S * R; i++) acc[i] = c[i];
@@ -56,39 +57,46 @@ SP_INLINE void stream_phase(v16 *acc, const unsigned char *w, const float *x, in
         UNROLL for (int s = 0; s < S; s++) {
             const void *p = w + (size_t)s * vec;
             const v16 v = type == SP_DTYPE_F32 ? v16_load(p) : v16_load_f16(p);
-            prefetch((const char *)p + AHEAD);
-            UNROLL for (int r = 0; r < R; r++)
-                c[s * R + r] = v16_fma(v, v16_set(x[s * R + r]), c[s * R + r]);
+            to_l1((const char *)p + AHEAD);
+            UNROLL for (int r = 0; r < R; r++) c[s * R + r] =
+                v16_fma(v, v16_set(x[s * R + r]), c[s * R + r]);
         }
     }
     UNROLL for (int i = 0; i < S * R; i++) acc[i] = c[i];
 }
 
 typedef void stream_fn(v16 *acc, const unsigned char *w, const float *x, int32_t len, size_t A);
-#define STREAM_FN(type, S, R)                                                                      \
-    static void stream_##type##_##S##_##R(v16 *acc, const unsigned char *w, const float *x,        \
-                                          int32_t len, size_t A) {                                 \
-        stream_phase(acc, w, x, len, A, S, R, SP_DTYPE_##type);                                    \
+#define STREAM_FN(type, S, R) \
+    static void stream_##type##_##S##_##R(v16 *acc, const unsigned char *w, const float *x, \
+                                          int32_t len, size_t A) { \
+        stream_phase(acc, w, x, len, A, S, R, SP_DTYPE_##type); \
     }
 #if STREAM_ROWS == 3
-#define STREAM_FNS(type)                                                                           \
-    STREAM_FN(type, 1, 1) STREAM_FN(type, 1, 2) STREAM_FN(type, 1, 3)                              \
-    STREAM_FN(type, 2, 1) STREAM_FN(type, 2, 2) STREAM_FN(type, 2, 3)                              \
-    STREAM_FN(type, 4, 1) STREAM_FN(type, 4, 2) STREAM_FN(type, 4, 3)                              \
-    STREAM_FN(type, 8, 1) STREAM_FN(type, 8, 2) STREAM_FN(type, 8, 3)
-#define STREAM_ROW(type, S) {stream_##type##_##S##_1, stream_##type##_##S##_2, stream_##type##_##S##_3}
-#define STREAM_TABLE(type)                                                                         \
+#define STREAM_FNS(type) \
+    STREAM_FN(type, 1, 1) \
+    STREAM_FN(type, 1, 2) STREAM_FN(type, 1, 3) STREAM_FN(type, 2, 1) STREAM_FN(type, 2, 2) \
+        STREAM_FN(type, 2, 3) STREAM_FN(type, 4, 1) STREAM_FN(type, 4, 2) STREAM_FN(type, 4, 3) \
+            STREAM_FN(type, 8, 1) STREAM_FN(type, 8, 2) STREAM_FN(type, 8, 3)
+#define STREAM_ROW(type, S) \
+    { stream_##type##_##S##_1, stream_##type##_##S##_2, stream_##type##_##S##_3 }
+#define STREAM_TABLE(type) \
     { STREAM_ROW(type, 1), STREAM_ROW(type, 2), STREAM_ROW(type, 4), STREAM_ROW(type, 8) }
 #else
 #define STREAM_FNS(type) STREAM_FN(type, 1, 1) STREAM_FN(type, 2, 1) STREAM_FN(type, 4, 1)
-#define STREAM_TABLE(type)                                                                         \
-    { {stream_##type##_1_1}, {stream_##type##_2_1}, {stream_##type##_4_1} }
+#define STREAM_TABLE(type) \
+    { \
+        {stream_##type##_1_1}, {stream_##type##_2_1}, { \
+            stream_##type##_4_1 \
+        } \
+    }
 #endif
 STREAM_FNS(F32)
 STREAM_FNS(F16)
 STREAM_FNS(BF16)
 
-static int type_index(sp_dtype t) { return t == SP_DTYPE_F32 ? 0 : t == SP_DTYPE_F16 ? 1 : 2; }
+static int type_index(sp_dtype t) {
+    return t == SP_DTYPE_F32 ? 0 : t == SP_DTYPE_F16 ? 1 : 2;
+}
 
 /* [type][log2 of segments][rows - 1] */
 static stream_fn *const stream_fns[3][4][STREAM_ROWS] = {STREAM_TABLE(F32), STREAM_TABLE(F16),
@@ -119,7 +127,8 @@ static void stream_tile(const sp_weight *w, const unsigned char *tile, const flo
         for (int32_t a = 0; a < A;) {
             int s = 0;
             while (2 << s <= STREAM_SEGS && 2 << s <= A - a) s++;
-            stream_fns[type][s][R - 1](acc + a * R, at + (size_t)(a * per) * SP_LANES * (size_t)w->elt,
+            stream_fns[type][s][R - 1](acc + a * R,
+                                       at + (size_t)(a * per) * SP_LANES * (size_t)w->elt,
                                        x + a * per * R, p->len, (size_t)A);
             a += 1 << s;
         }
@@ -151,7 +160,9 @@ static void stream_store(const sp_cpu_gemm *g, int32_t tile, int32_t row0, int32
 }
 
 /* Rows in groups as even as can be: 4 rows are 2 + 2. */
-static int32_t stream_groups(int32_t n_rows) { return (n_rows + STREAM_ROWS - 1) / STREAM_ROWS; }
+static int32_t stream_groups(int32_t n_rows) {
+    return (n_rows + STREAM_ROWS - 1) / STREAM_ROWS;
+}
 
 static void stream_tiles(const sp_cpu_gemm *g, int32_t tile0, int32_t tile1) {
     const sp_weight *w = g->w;
@@ -189,8 +200,8 @@ SP_INLINE void block_run(v16 *sum, const unsigned char *w0, const unsigned char 
                          const float *x, int32_t len, const unsigned char *ahead, const int R,
                          const sp_dtype type) {
     v16 c[BLOCK_ROWS][TILES];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < TILES; i++)
-        c[r][i] = sum[r * TILES + i];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < TILES; i++) c[r][i] =
+        sum[r * TILES + i];
     const int per = type == SP_DTYPE_BF16 ? 2 : 1;
     for (int32_t j = 0; j < len; j += per, w0 += step, w1 += step, x += per * R) {
         v16 v[2][2];
@@ -198,15 +209,15 @@ SP_INLINE void block_run(v16 *sum, const unsigned char *w0, const unsigned char 
             v16_pair(w0, &v[0][0], &v[1][0]);
             if (TILES == 2) v16_pair(w1, &v[0][1], &v[1][1]);
         } else {
-            v[0][0] = type == SP_DTYPE_F32 ? v16_load((const void *)w0)
-                                           : v16_load_f16((const void *)w0);
+            v[0][0] =
+                type == SP_DTYPE_F32 ? v16_load((const void *)w0) : v16_load_f16((const void *)w0);
             if (TILES == 2)
                 v[0][1] = type == SP_DTYPE_F32 ? v16_load((const void *)w1)
                                                : v16_load_f16((const void *)w1);
         }
         if (ahead) {
-            prefetch(ahead);
-            if (type != SP_DTYPE_F16) prefetch(ahead + 64);
+            to_l2(ahead);
+            if (type != SP_DTYPE_F16) to_l2(ahead + 64);
             ahead += type == SP_DTYPE_F16 ? 64 : 128;
         }
         UNROLL for (int h = 0; h < per; h++) UNROLL for (int r = 0; r < R; r++) {
@@ -214,30 +225,35 @@ SP_INLINE void block_run(v16 *sum, const unsigned char *w0, const unsigned char 
             UNROLL for (int i = 0; i < TILES; i++) c[r][i] = v16_fma(v[h][i], b, c[r][i]);
         }
     }
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < TILES; i++)
-        sum[r * TILES + i] = c[r][i];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < TILES; i++) sum[r * TILES + i] =
+        c[r][i];
 }
 
 typedef void block_fn(v16 *sum, const unsigned char *w0, const unsigned char *w1, size_t step,
                       const float *x, int32_t len, const unsigned char *ahead);
-#define BLOCK_FN(type, R)                                                                          \
-    static void block_##type##_##R(v16 *sum, const unsigned char *w0, const unsigned char *w1,     \
-                                   size_t step, const float *x, int32_t len,                       \
-                                   const unsigned char *ahead) {                                   \
-        block_run(sum, w0, w1, step, x, len, ahead, R, SP_DTYPE_##type);                           \
+#define BLOCK_FN(type, R) \
+    static void block_##type##_##R(v16 *sum, const unsigned char *w0, const unsigned char *w1, \
+                                   size_t step, const float *x, int32_t len, \
+                                   const unsigned char *ahead) { \
+        block_run(sum, w0, w1, step, x, len, ahead, R, SP_DTYPE_##type); \
     }
 #if BLOCK_ROWS == 12
-#define BLOCK_SIZES {2, 4, 6, 8, 10, 12}
-#define BLOCK_FNS(type)                                                                            \
-    BLOCK_FN(type, 2) BLOCK_FN(type, 4) BLOCK_FN(type, 6) BLOCK_FN(type, 8) BLOCK_FN(type, 10)     \
-    BLOCK_FN(type, 12)
-#define BLOCK_TABLE(type)                                                                          \
-    {block_##type##_2, block_##type##_4,  block_##type##_6,                                        \
-     block_##type##_8, block_##type##_10, block_##type##_12}
+#define BLOCK_SIZES \
+    { 2, 4, 6, 8, 10, 12 }
+#define BLOCK_FNS(type) \
+    BLOCK_FN(type, 2) \
+    BLOCK_FN(type, 4) BLOCK_FN(type, 6) BLOCK_FN(type, 8) BLOCK_FN(type, 10) BLOCK_FN(type, 12)
+#define BLOCK_TABLE(type) \
+    { \
+        block_##type##_2, block_##type##_4, block_##type##_6, block_##type##_8, block_##type##_10, \
+            block_##type##_12 \
+    }
 #else
-#define BLOCK_SIZES {2, 4, 6}
+#define BLOCK_SIZES \
+    { 2, 4, 6 }
 #define BLOCK_FNS(type) BLOCK_FN(type, 2) BLOCK_FN(type, 4) BLOCK_FN(type, 6)
-#define BLOCK_TABLE(type) {block_##type##_2, block_##type##_4, block_##type##_6}
+#define BLOCK_TABLE(type) \
+    { block_##type##_2, block_##type##_4, block_##type##_6 }
 #endif
 BLOCK_FNS(F32)
 BLOCK_FNS(F16)
@@ -273,7 +289,8 @@ static void block_pack(const sp_cpu_gemm *g, block_plan p, int32_t b) {
         for (int r = 0; r < SP_LANES; r++)
             t[r] = r < n ? v16_load_n(g->x + (row0 + r) * g->x_stride + k, left) : v16_zero();
         v16_transpose(t);
-        for (int32_t i = 0; i < left; i++) v16_store_n(to + (size_t)(k + i) * (size_t)p.size, t[i], p.size);
+        for (int32_t i = 0; i < left; i++)
+            v16_store_n(to + (size_t)(k + i) * (size_t)p.size, t[i], p.size);
     }
 }
 
@@ -288,7 +305,8 @@ static void block_segment(const sp_weight *w, int seg, const unsigned char *t0,
         while (a < ph->n_active && ph->seg[a] != seg) a++;
         if (a == ph->n_active) continue;
         const int32_t per = w->dtype == SP_DTYPE_BF16 ? 2 : 1, whole = ph->len / per * per;
-        const size_t vec = SP_LANES * (size_t)w->elt * (size_t)per, step = vec * (size_t)ph->n_active;
+        const size_t vec = SP_LANES * (size_t)w->elt * (size_t)per,
+                     step = vec * (size_t)ph->n_active;
         const size_t at = (size_t)ph->before * SP_LANES * (size_t)w->elt;
         const float *xs = x + (size_t)ph->k0[a] * (size_t)p.size;
         block_fns[type][p.kind](sum, t0 + at + (size_t)a * vec, t1 + at + (size_t)a * vec, step, xs,
@@ -323,7 +341,8 @@ static void block_tiles_once(const sp_cpu_gemm *g, block_plan p, int32_t b, int3
         depth++;
         for (int bits = s; bits & 1; bits >>= 1) {
             depth--;
-            for (int i = 0; i < n; i++) wait[depth - 1][i] = v16_add(wait[depth - 1][i], wait[depth][i]);
+            for (int i = 0; i < n; i++)
+                wait[depth - 1][i] = v16_add(wait[depth - 1][i], wait[depth][i]);
         }
     }
     const int32_t row0 = block_row0(g, p, b), rows = block_row0(g, p, b + 1) - row0;

@@ -1,11 +1,16 @@
-/* Everything else: embedding, norm, activation, and the vector functions for their test. */
+/* Row by row: embedding, norm, activation, rotation with the store into the cache, and the vector
+ * functions for their test. */
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/vec16.h"
 #include "kernels/cpu/vecmath.h"
 
-static float *row_of(sp_mat m, int32_t row) { return (float *)m.data + (ptrdiff_t)row * m.stride; }
+static float *row_of(sp_mat m, int32_t row) {
+    return (float *)m.data + (ptrdiff_t)row * m.stride;
+}
 
-static int part(int32_t left) { return left < SP_LANES ? (int)left : SP_LANES; }
+static int part(int32_t left) {
+    return left < SP_LANES ? (int)left : SP_LANES;
+}
 
 /* One row of a packed weight is one lane of a tile; neighbours in K are a vector apart. The offset
  * is looked up once a phase run, not once an element. */
@@ -80,9 +85,73 @@ static void act_mul(sp_mat y, sp_mat gate_up, sp_act act, int32_t piece0, int32_
         const float *gate = row_of(gate_up, row) + c0, *up = gate + y.cols;
         float *to = row_of(y, row) + c0;
         switch (act) {
-        case SP_ACT_SILU: act_row(to, gate, up, n, SP_ACT_SILU); break;
-        case SP_ACT_GELU: act_row(to, gate, up, n, SP_ACT_GELU); break;
-        case SP_ACT_GELU_TANH: act_row(to, gate, up, n, SP_ACT_GELU_TANH); break;
+        case SP_ACT_SILU:
+            act_row(to, gate, up, n, SP_ACT_SILU);
+            break;
+        case SP_ACT_GELU:
+            act_row(to, gate, up, n, SP_ACT_GELU);
+            break;
+        case SP_ACT_GELU_TANH:
+            act_row(to, gate, up, n, SP_ACT_GELU_TANH);
+            break;
+        }
+    }
+}
+
+/* ---- rotation and store ---- */
+
+static void rotate(float *to, const float *from, const sp_rope_table *rope, int32_t pos) {
+    const int32_t half = rope->dims / 2;
+    const float *c = rope->cos + (ptrdiff_t)pos * half, *s = rope->sin + (ptrdiff_t)pos * half;
+    if (rope->interleaved) {
+        for (int32_t i = 0; i < half; i++) {
+            const float x = from[2 * i], y = from[2 * i + 1];
+            to[2 * i] = sp_fmaf(x, c[i], -(y * s[i]));
+            to[2 * i + 1] = sp_fmaf(y, c[i], x * s[i]);
+        }
+        return;
+    }
+    const v16i sign = v16i_set(0x80000000u);
+    for (int32_t i = 0; i < half; i += 16) {
+        const int n = half - i < 16 ? half - i : 16;
+        const v16 x = v16_load_n(from + i, n), y = v16_load_n(from + half + i, n);
+        const v16 cv = v16_load_n(c + i, n), sv = v16_load_n(s + i, n);
+        const v16 minus = v16_of_bits(v16i_add(v16_bits(v16_mul(y, sv)), sign));
+        v16_store_n(to + i, v16_fma(x, cv, minus), n);
+        v16_store_n(to + half + i, v16_fma(y, cv, v16_mul(x, sv)), n);
+    }
+}
+
+static void store_row(unsigned char *to, const float *from, int32_t D, sp_dtype type) {
+    for (int32_t d = 0; d < D; d += 16) {
+        const int n = D - d < 16 ? D - d : 16;
+        const v16 x = v16_load_n(from + d, n);
+        if (type == SP_DTYPE_F32)
+            v16_store_n((float *)(void *)to + d, x, n);
+        else if (type == SP_DTYPE_F16)
+            v16_store_f16_n((uint16_t *)(void *)to + d, x, n);
+        else
+            v16_store_bf16_n((uint16_t *)(void *)to + d, x, n);
+    }
+}
+
+static void rope_store(const sp_rope_store_args *a, const sp_seq_rows *seq, int32_t row0,
+                       int32_t row1) {
+    const sp_kv_view *kv = &a->kv;
+    const int32_t D = kv->head_dim;
+    const size_t v_offset = sp_kv_v_offset(kv);
+    for (int32_t i = row0; i < row1; i++) {
+        const int32_t pos = seq->pos0 + i;
+        float *q = (float *)a->qkv.data + (ptrdiff_t)(seq->row0 + i) * a->qkv.stride;
+        const float *k = q + (ptrdiff_t)a->n_heads * D, *v = k + (ptrdiff_t)kv->n_kv_heads * D;
+        for (int32_t h = 0; h < a->n_heads; h++, q += D) rotate(q, q, &a->rope, pos);
+        for (int32_t h = 0; h < kv->n_kv_heads; h++, k += D, v += D) {
+            float turned[SP_HEAD_DIM_MAX];
+            unsigned char *to = sp_kv_k_row(kv, seq->blocks, h, pos);
+            memcpy(turned, k, (size_t)D * sizeof *turned);
+            rotate(turned, k, &a->rope, pos);
+            store_row(to, turned, D, kv->dtype);
+            store_row(to + v_offset, v, D, kv->dtype);
         }
     }
 }
@@ -92,13 +161,21 @@ static void math(sp_isa_fn fn, float *y, const float *x, int32_t n) {
         const v16 v = v16_load_n(x + i, part(n - i));
         v16 r = v;
         switch (fn) {
-        case SP_FN_EXP: r = v16_exp(v); break;
-        case SP_FN_LOG: r = v16_log(v); break;
-        case SP_FN_TANH: r = v16_tanh(v); break;
-        case SP_FN_ERF: r = v16_erf(v); break;
+        case SP_FN_EXP:
+            r = v16_exp(v);
+            break;
+        case SP_FN_LOG:
+            r = v16_log(v);
+            break;
+        case SP_FN_TANH:
+            r = v16_tanh(v);
+            break;
+        case SP_FN_ERF:
+            r = v16_erf(v);
+            break;
         }
         v16_store_n(y + i, r, part(n - i));
     }
 }
 
-const sp_isa_ops SP_ISA_NAME(sp_isa_ops_) = {embed, add_rmsnorm, act_mul, math};
+const sp_isa_ops SP_ISA_NAME(sp_isa_ops_) = {embed, add_rmsnorm, act_mul, rope_store, math};

@@ -17,8 +17,12 @@ SP_INLINE __m256i v8_first(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
 }
 
-SP_INLINE v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-SP_INLINE v16 v16_set(float x) { return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+SP_INLINE v16 v16_zero(void) {
+    return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+SP_INLINE v16 v16_set(float x) {
+    return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
 SP_INLINE v16 v16_load(const float *p) {
     return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
 }
@@ -103,17 +107,19 @@ SP_INLINE v16i v16i_sar(v16i x, int n) {
     return (v16i){_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
 }
 
-SP_INLINE v16 v16_abs(v16 x) { return v16_of_bits(v16i_and(v16_bits(x), v16i_set(0x7fffffffu))); }
+SP_INLINE v16 v16_abs(v16 x) {
+    return v16_of_bits(v16i_and(v16_bits(x), v16i_set(0x7fffffffu)));
+}
 SP_INLINE v16 v16_copysign(v16 x, v16 s) {
-    return v16_of_bits(
-        v16i_or(v16_bits(v16_abs(x)), v16i_and(v16_bits(s), v16i_set(0x80000000u))));
+    return v16_of_bits(v16i_or(v16_bits(v16_abs(x)), v16i_and(v16_bits(s), v16i_set(0x80000000u))));
 }
 
 SP_INLINE __m128i v8_load_u16(const uint16_t *p) {
     return _mm_loadu_si128((const __m128i *)(const void *)p);
 }
 SP_INLINE v16 v16_load_bf16(const uint16_t *p) {
-    const v16i u = {_mm256_cvtepu16_epi32(v8_load_u16(p)), _mm256_cvtepu16_epi32(v8_load_u16(p + 8))};
+    const v16i u = {_mm256_cvtepu16_epi32(v8_load_u16(p)),
+                    _mm256_cvtepu16_epi32(v8_load_u16(p + 8))};
     return v16_of_bits(v16i_shl(u, 16));
 }
 SP_INLINE v16 v16_load_f16(const uint16_t *p) {
@@ -193,7 +199,9 @@ SP_INLINE __m256 v8_tree_rows(const v16 *r) { /* rows 0..7; quad g of q[j] is ro
         q[j] = v8_fold4(_mm256_add_ps(r[j].a, r[j].b), _mm256_add_ps(r[4 + j].a, r[4 + j].b));
     return v8_fold1(v8_fold2(q[0], q[1]), v8_fold2(q[2], q[3]));
 }
-SP_INLINE v16 v16_tree_rows(const v16 *r) { return (v16){v8_tree_rows(r), v8_tree_rows(r + 8)}; }
+SP_INLINE v16 v16_tree_rows(const v16 *r) {
+    return (v16){v8_tree_rows(r), v8_tree_rows(r + 8)};
+}
 
 SP_INLINE void v8_transpose(__m256 *r) {
     __m256 t[8];

@@ -7,21 +7,47 @@
 typedef __m512 v16;
 typedef __m512i v16i;
 
-SP_INLINE __mmask16 v16_first(int n) { return (__mmask16)((1u << n) - 1u); }
+SP_INLINE __mmask16 v16_first(int n) {
+    return (__mmask16)((1u << n) - 1u);
+}
 
-SP_INLINE v16 v16_zero(void) { return _mm512_setzero_ps(); }
-SP_INLINE v16 v16_set(float x) { return _mm512_set1_ps(x); }
-SP_INLINE v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
-SP_INLINE v16 v16_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(v16_first(n), p); }
-SP_INLINE void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
-SP_INLINE void v16_store_n(float *p, v16 a, int n) { _mm512_mask_storeu_ps(p, v16_first(n), a); }
+SP_INLINE v16 v16_zero(void) {
+    return _mm512_setzero_ps();
+}
+SP_INLINE v16 v16_set(float x) {
+    return _mm512_set1_ps(x);
+}
+SP_INLINE v16 v16_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+SP_INLINE v16 v16_load_n(const float *p, int n) {
+    return _mm512_maskz_loadu_ps(v16_first(n), p);
+}
+SP_INLINE void v16_store(float *p, v16 a) {
+    _mm512_storeu_ps(p, a);
+}
+SP_INLINE void v16_store_n(float *p, v16 a, int n) {
+    _mm512_mask_storeu_ps(p, v16_first(n), a);
+}
 
-SP_INLINE v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
-SP_INLINE v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
-SP_INLINE v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
-SP_INLINE v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
-SP_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
-SP_INLINE v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
+SP_INLINE v16 v16_add(v16 a, v16 b) {
+    return _mm512_add_ps(a, b);
+}
+SP_INLINE v16 v16_sub(v16 a, v16 b) {
+    return _mm512_sub_ps(a, b);
+}
+SP_INLINE v16 v16_mul(v16 a, v16 b) {
+    return _mm512_mul_ps(a, b);
+}
+SP_INLINE v16 v16_div(v16 a, v16 b) {
+    return _mm512_div_ps(a, b);
+}
+SP_INLINE v16 v16_fma(v16 a, v16 b, v16 c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+SP_INLINE v16 v16_max(v16 a, v16 b) {
+    return _mm512_max_ps(a, b);
+}
 
 SP_INLINE v16 v16_lt_sel(v16 a, v16 b, v16 x, v16 y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
@@ -34,16 +60,36 @@ SP_INLINE v16 v16_range_sel(int lo, int hi, v16 x, v16 y) {
     return _mm512_mask_blend_ps((__mmask16)(v16_first(b) & ~v16_first(a)), y, x);
 }
 
-SP_INLINE v16i v16_bits(v16 a) { return _mm512_castps_si512(a); }
-SP_INLINE v16 v16_of_bits(v16i a) { return _mm512_castsi512_ps(a); }
-SP_INLINE v16 v16_of_int(v16i a) { return _mm512_cvtepi32_ps(a); }
-SP_INLINE v16i v16i_set(uint32_t x) { return _mm512_set1_epi32((int)x); }
-SP_INLINE v16i v16i_add(v16i a, v16i b) { return _mm512_add_epi32(a, b); }
-SP_INLINE v16i v16i_sub(v16i a, v16i b) { return _mm512_sub_epi32(a, b); }
-SP_INLINE v16i v16i_and(v16i a, v16i b) { return _mm512_and_si512(a, b); }
-SP_INLINE v16i v16i_shl(v16i a, unsigned n) { return _mm512_slli_epi32(a, n); }
-SP_INLINE v16i v16i_shr(v16i a, unsigned n) { return _mm512_srli_epi32(a, n); }
-SP_INLINE v16i v16i_sar(v16i a, unsigned n) { return _mm512_srai_epi32(a, n); }
+SP_INLINE v16i v16_bits(v16 a) {
+    return _mm512_castps_si512(a);
+}
+SP_INLINE v16 v16_of_bits(v16i a) {
+    return _mm512_castsi512_ps(a);
+}
+SP_INLINE v16 v16_of_int(v16i a) {
+    return _mm512_cvtepi32_ps(a);
+}
+SP_INLINE v16i v16i_set(uint32_t x) {
+    return _mm512_set1_epi32((int)x);
+}
+SP_INLINE v16i v16i_add(v16i a, v16i b) {
+    return _mm512_add_epi32(a, b);
+}
+SP_INLINE v16i v16i_sub(v16i a, v16i b) {
+    return _mm512_sub_epi32(a, b);
+}
+SP_INLINE v16i v16i_and(v16i a, v16i b) {
+    return _mm512_and_si512(a, b);
+}
+SP_INLINE v16i v16i_shl(v16i a, unsigned n) {
+    return _mm512_slli_epi32(a, n);
+}
+SP_INLINE v16i v16i_shr(v16i a, unsigned n) {
+    return _mm512_srli_epi32(a, n);
+}
+SP_INLINE v16i v16i_sar(v16i a, unsigned n) {
+    return _mm512_srai_epi32(a, n);
+}
 
 SP_INLINE v16 v16_abs(v16 a) {
     return v16_of_bits(v16i_and(v16_bits(a), v16i_set(0x7fffffffu)));

@@ -14,7 +14,7 @@
 #define VARS_MAX 64
 
 struct sp_chat {
-    sp_jinja *plain;     /* "default" */
+    sp_jinja *plain;      /* "default" */
     sp_jinja *with_tools; /* "tool_use", or NULL */
     const sp_tokenizer *t;
     sp_json *config; /* tokenizer_config.json, read by us when there is no tokenizer; or NULL */
@@ -60,8 +60,8 @@ static sp_status take_templates(sp_chat *c, const sp_json_node *v, const char *w
     if (sp_json_type_of(v) == SP_JSON_STRING)
         return parse_template(&c->plain, sp_json_string(v), where, err);
     if (sp_json_type_of(v) != SP_JSON_ARRAY)
-        return SP_FAIL(err, SP_E_FORMAT, "'%s': chat_template: want a string or a list, got %s", where,
-                       sp_json_type_name(sp_json_type_of(v)));
+        return SP_FAIL(err, SP_E_FORMAT, "'%s': chat_template: want a string or a list, got %s",
+                       where, sp_json_type_name(sp_json_type_of(v)));
     for (const sp_json_node *e = sp_json_first(v); e; e = sp_json_next(e)) {
         sp_slice name = sp_json_string(sp_json_find(e, "name"));
         sp_slice text = sp_json_string(sp_json_find(e, "template"));
@@ -86,7 +86,8 @@ static sp_status load_templates(sp_chat *c, const char *dir, sp_err *err) {
     char path[4096];
     if (!c->t && join_path(path, dir, "tokenizer_config.json"))
         SP_TRY(read_json(&c->config, path, err));
-    if (join_path(path, dir, "chat_template.jinja")) return read_template_file(&c->plain, path, err);
+    if (join_path(path, dir, "chat_template.jinja"))
+        return read_template_file(&c->plain, path, err);
     if (join_path(path, dir, "chat_template.json")) {
         sp_json *doc;
         SP_TRY(read_json(&doc, path, err));
@@ -98,17 +99,17 @@ static sp_status load_templates(sp_chat *c, const char *dir, sp_err *err) {
     const sp_json_node *v = sp_json_find(config_of(c), "chat_template");
     if (!sp_json_is_null(v)) SP_TRY(take_templates(c, v, "tokenizer_config.json", err));
     if (c->plain) return SP_OK;
-    return SP_FAIL(err, SP_E_NOTFOUND,
-                   "the model has no chat template: neither chat_template.jinja, chat_template.json "
-                   "nor a default in tokenizer_config.json; give one with --chat-template");
+    return SP_FAIL(
+        err, SP_E_NOTFOUND,
+        "the model has no chat template: neither chat_template.jinja, chat_template.json "
+        "nor a default in tokenizer_config.json; give one with --chat-template");
 }
 
 static sp_status load(sp_chat **out, const char *dir, const char *path, const sp_tokenizer *t,
                       sp_err *err) {
     sp_chat *c = sp_alloc(sizeof *c);
     c->t = t;
-    sp_status st =
-        dir ? load_templates(c, dir, err) : read_template_file(&c->plain, path, err);
+    sp_status st = dir ? load_templates(c, dir, err) : read_template_file(&c->plain, path, err);
     if (st == SP_OK && !c->plain)
         st = SP_FAIL(err, SP_E_NOTFOUND, "the model's chat templates have no 'default'");
     if (st == SP_OK) st = load_spellings(c, err);
@@ -242,7 +243,9 @@ static sp_status prepare(const sp_chat *c, const sp_chat_request *req, bool part
 
 /* --- continuing the last message --- */
 
-static bool is_space(char ch) { return ch == ' ' || (ch >= '\t' && ch <= '\r'); }
+static bool is_space(char ch) {
+    return ch == ' ' || (ch >= '\t' && ch <= '\r');
+}
 
 static sp_slice strip(sp_slice s, bool left, bool right) {
     while (left && s.len && is_space(s.ptr[0])) s = (sp_slice){s.ptr + 1, s.len - 1};
@@ -335,8 +338,7 @@ sp_status sp_chat_render(const sp_chat *c, const sp_chat_request *req, sp_buf *o
     }
     if (st == SP_OK) {
         sp_buf_put(out, prompt.ptr, end);
-        if (out->failed)
-            st = SP_FAIL(err, SP_E_TOOLONG, "a prompt of %zu bytes does not fit", end);
+        if (out->failed) st = SP_FAIL(err, SP_E_TOOLONG, "a prompt of %zu bytes does not fit", end);
         *marker = used;
     }
     sp_buf_fini(&prompt);

@@ -29,10 +29,10 @@ typedef struct sp_chat_request {
     const sp_json_node *messages; /* array of objects, already checked by the front end */
     const sp_json_node *tools;    /* NULL: none */
     const sp_json_node *documents;
-    const sp_json_node *kwargs;   /* chat_template_kwargs: an object, or NULL */
+    const sp_json_node *kwargs; /* chat_template_kwargs: an object, or NULL */
     bool add_generation_prompt;
     bool continue_final_message;
-    bool trust_special_text; /* do not break special spellings */
+    bool trust_special_text;   /* do not break special spellings */
     sp_slice reasoning_effort; /* passed on when not empty */
     int64_t now_unix_s;        /* what strftime_now() tells; 0: the local time at render */
 } sp_chat_request;

@@ -10,11 +10,14 @@ typedef struct sp_spelling_node {
 
 #define MARKERS 32
 /* U+FDD0 .. U+FDEF */
-static const char marker_bytes[] =
-    "\xef\xb7\x90\xef\xb7\x91\xef\xb7\x92\xef\xb7\x93\xef\xb7\x94\xef\xb7\x95\xef\xb7\x96\xef\xb7\x97"
-    "\xef\xb7\x98\xef\xb7\x99\xef\xb7\x9a\xef\xb7\x9b\xef\xb7\x9c\xef\xb7\x9d\xef\xb7\x9e\xef\xb7\x9f"
-    "\xef\xb7\xa0\xef\xb7\xa1\xef\xb7\xa2\xef\xb7\xa3\xef\xb7\xa4\xef\xb7\xa5\xef\xb7\xa6\xef\xb7\xa7"
-    "\xef\xb7\xa8\xef\xb7\xa9\xef\xb7\xaa\xef\xb7\xab\xef\xb7\xac\xef\xb7\xad\xef\xb7\xae\xef\xb7\xaf";
+static const char marker_bytes[] = "\xef\xb7\x90\xef\xb7\x91\xef\xb7\x92\xef\xb7\x93\xef\xb7\x94"
+                                   "\xef\xb7\x95\xef\xb7\x96\xef\xb7\x97"
+                                   "\xef\xb7\x98\xef\xb7\x99\xef\xb7\x9a\xef\xb7\x9b\xef\xb7\x9c"
+                                   "\xef\xb7\x9d\xef\xb7\x9e\xef\xb7\x9f"
+                                   "\xef\xb7\xa0\xef\xb7\xa1\xef\xb7\xa2\xef\xb7\xa3\xef\xb7\xa4"
+                                   "\xef\xb7\xa5\xef\xb7\xa6\xef\xb7\xa7"
+                                   "\xef\xb7\xa8\xef\xb7\xa9\xef\xb7\xaa\xef\xb7\xab\xef\xb7\xac"
+                                   "\xef\xb7\xad\xef\xb7\xae\xef\xb7\xaf";
 
 static size_t first_char(sp_slice s) {
     uint32_t cp;
@@ -128,7 +131,8 @@ sp_status sp_spellings_choose(const sp_spellings *s, const sp_json_node *node, s
         *marker = (sp_slice){marker_bytes + 3 * i, 3};
         return SP_OK;
     }
-    return SP_FAIL(err, SP_E_INVALID, "the messages hold all of U+FDD0 to U+FDEF, which no text may");
+    return SP_FAIL(err, SP_E_INVALID,
+                   "the messages hold all of U+FDD0 to U+FDEF, which no text may");
 }
 
 typedef struct writer {
@@ -140,7 +144,12 @@ typedef struct writer {
 
 /* Where a value stands: what the roles of messages are is the front end's business, and a template
  * compares them. */
-typedef enum place { AT_ROOT, AT_MESSAGES, AT_MESSAGE, ELSEWHERE } place;
+typedef enum place {
+    AT_ROOT,
+    AT_MESSAGES,
+    AT_MESSAGE,
+    ELSEWHERE
+} place;
 
 static place place_inside(place at, sp_slice key) {
     if (at == AT_ROOT && sp_slice_is(key, "messages")) return AT_MESSAGES;
@@ -243,12 +252,14 @@ static sp_status write_joined(normalizer *k, const sp_json_node *content) {
     sp_buf_init(&joined, 0);
     sp_status st = SP_OK;
     int i = 0;
-    for (const sp_json_node *p = sp_json_first(content); p && st == SP_OK; p = sp_json_next(p), i++) {
+    for (const sp_json_node *p = sp_json_first(content); p && st == SP_OK;
+         p = sp_json_next(p), i++) {
         sp_slice text, type = sp_json_string(sp_json_find(p, "type"));
         if (!part_text(p, &text))
             st = SP_FAIL(k->err, SP_E_INVALID,
                          "messages[%d].content[%d]: want a part of type 'text', got '%.*s'",
-                         k->message, i, type.len < 40 ? (int)type.len : 40, type.ptr ? type.ptr : "");
+                         k->message, i, type.len < 40 ? (int)type.len : 40,
+                         type.ptr ? type.ptr : "");
         if (i) sp_buf_putc(&joined, '\n');
         if (st == SP_OK) sp_buf_put_slice(&joined, text);
     }
@@ -263,8 +274,9 @@ static sp_status write_joined(normalizer *k, const sp_json_node *content) {
 static sp_status write_content(normalizer *k, const sp_json_node *content) {
     sp_json_type type = sp_json_type_of(content);
     if (type != SP_JSON_NULL && type != SP_JSON_STRING && type != SP_JSON_ARRAY)
-        return SP_FAIL(k->err, SP_E_INVALID, "messages[%d].content: want a string or an array, got %s",
-                       k->message, sp_json_type_name(type));
+        return SP_FAIL(k->err, SP_E_INVALID,
+                       "messages[%d].content: want a string or an array, got %s", k->message,
+                       sp_json_type_name(type));
     sp_jw_key(&k->w, "content");
     if (k->parts) {
         write_parts(k, content);
@@ -318,8 +330,8 @@ static sp_status write_tool_calls(normalizer *k, const sp_json_node *calls) {
     sp_jw_array(&k->w);
     for (const sp_json_node *call = sp_json_first(calls); call; call = sp_json_next(call), i++) {
         if (sp_json_type_of(sp_json_find(call, "function")) != SP_JSON_OBJECT)
-            return SP_FAIL(k->err, SP_E_INVALID, "messages[%d].tool_calls[%d]: want a 'function' object",
-                           k->message, i);
+            return SP_FAIL(k->err, SP_E_INVALID,
+                           "messages[%d].tool_calls[%d]: want a 'function' object", k->message, i);
         sp_jw_object(&k->w);
         for (const sp_json_node *c = sp_json_first(call); c; c = sp_json_next(c)) {
             bool function = sp_slice_is(sp_json_key(c), "function");

@@ -2,9 +2,9 @@
  *
  * Two passes over JSON, each giving a new document: messages are normalised as vLLM does, and
  * spellings of special tokens in strings are broken by a marker. The marker is a Unicode
- * noncharacter that the texts do not hold; it goes behind the first character of every spelling, and
- * of what may become one when other text follows (a string that ends in "<|im_"), so that removing
- * it gives the text back byte for byte.
+ * noncharacter that the texts do not hold; it goes behind the first character of every spelling,
+ * and of what may become one when other text follows (a string that ends in "<|im_"), so that
+ * removing it gives the text back byte for byte.
  *
  * Source: vLLM chat_utils; Unicode noncharacters U+FDD0..U+FDEF.
  * Thread: sp_spellings is const after building. */

@@ -32,7 +32,9 @@ void sp_jinja_free(sp_jinja *t) {
     sp_free(t);
 }
 
-bool sp_jinja_wants_parts(const sp_jinja *t) { return t->wants_parts; }
+bool sp_jinja_wants_parts(const sp_jinja *t) {
+    return t->wants_parts;
+}
 
 /* --- unknown filters and tests --- */
 
@@ -88,7 +90,11 @@ typedef struct name_sets {
     unsigned char *is; /* by name: bits below */
     bool grew, found;
 } name_sets;
-enum { IS_MESSAGES = 1, IS_MESSAGE = 2, IS_CONTENT = 4 };
+enum {
+    IS_MESSAGES = 1,
+    IS_MESSAGE = 2,
+    IS_CONTENT = 4
+};
 
 /* What an expression gives, as far as filters, tests and slices leave it recognisable. */
 static int meaning(const name_sets *k, const sp_jnode *n) {

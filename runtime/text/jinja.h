@@ -4,8 +4,8 @@
  * loops with else/break/continue, call blocks, set blocks, filters blocks, generation blocks,
  * whitespace control. A template is data: rendering has limits on steps, depth, output bytes and
  * time, touches no file, and fails with words.
- * jinja.c is lexer and parser, jinja_value.c the values, jinja_eval.c the evaluator,
- * jinja_filters.c filters, tests and methods.
+ * jinja_lex.c and jinja_parse*.c make the tree, jinja_value.c and its neighbours are the values,
+ * jinja_eval.h lists the evaluator's files; the filters, tests and methods are tables.
  *
  * Source: Jinja2 3.1 documentation; transformers' chat-template environment.
  * Thread: a parsed template is const; each render has its own state. */
@@ -28,10 +28,10 @@ SP_NODISCARD sp_status sp_jinja_parse(sp_jinja **out, sp_slice source, sp_jinja_
 void sp_jinja_free(sp_jinja *t);
 
 typedef struct sp_jinja_limits { /* 0: the default */
-    int64_t steps;        /* evaluated nodes; default 20 million */
-    int depth;            /* nested calls and expressions; default 200 */
-    size_t output_bytes;  /* default 64 MiB */
-    size_t memory_bytes;  /* of values; default 256 MiB */
+    int64_t steps;               /* evaluated nodes; default 20 million */
+    int depth;                   /* nested calls and expressions; default 200 */
+    size_t output_bytes;         /* default 64 MiB */
+    size_t memory_bytes;         /* of values; default 256 MiB */
 } sp_jinja_limits;
 
 /** A variable of a render: a name and a JSON value. */
@@ -44,14 +44,15 @@ typedef struct sp_jinja_var {
 
 /** Renders into `out`. `now_unix_s` is what strftime_now() formats (UTC broken down as it is).
  * Errors: SP_E_INVALID the template called raise_exception: err->text is its message alone (as long
- *         as fits) and `*refused` (may be NULL) is set; SP_E_FORMAT the template fails on this data,
- *         with words; SP_E_TOOLONG a limit was hit (named). */
+ *         as fits) and `*refused` (may be NULL) is set; SP_E_FORMAT the template fails on this
+ *         data, with words; SP_E_UNSUPPORTED a filter or method we refuse by name; SP_E_TOOLONG a
+ *         limit was hit (named). */
 SP_NODISCARD sp_status sp_jinja_render(const sp_jinja *t, const sp_jinja_var *vars, int n_vars,
                                        const sp_jinja_limits *limits, int64_t now_unix_s,
                                        sp_buf *out, bool *refused, sp_err *err);
 
-/** The same, and `refusal` (may be NULL) receives the whole message of raise_exception, which may be
- * longer than err->text. */
+/** The same, and `refusal` (may be NULL) receives the whole message of raise_exception, which may
+ * be longer than err->text. */
 SP_NODISCARD sp_status sp_jinja_render_full(const sp_jinja *t, const sp_jinja_var *vars, int n_vars,
                                             const sp_jinja_limits *limits, int64_t now_unix_s,
                                             sp_buf *out, sp_buf *refusal, bool *refused,

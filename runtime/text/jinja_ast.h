@@ -120,10 +120,19 @@ typedef enum sp_jkind {
 } sp_jkind;
 
 /* What a macro's body mentions, which decides what it may be given. */
-enum { SP_JM_CALLER = 1, SP_JM_KWARGS = 2, SP_JM_VARARGS = 4 };
+enum {
+    SP_JM_CALLER = 1,
+    SP_JM_KWARGS = 2,
+    SP_JM_VARARGS = 4
+};
 
 /* Names every template has, by number. */
-enum { SP_JNAME_LOOP, SP_JNAME_CALLER, SP_JNAME_KWARGS, SP_JNAME_VARARGS };
+enum {
+    SP_JNAME_LOOP,
+    SP_JNAME_CALLER,
+    SP_JNAME_KWARGS,
+    SP_JNAME_VARARGS
+};
 
 typedef struct sp_jnode sp_jnode;
 typedef struct sp_jnodes {

@@ -137,8 +137,8 @@ static sp_status bind(sp_jrun *r, const sp_jspec *spec, const sp_jcall *c,
     }
     for (int i = 0; i < spec->required; i++)
         if (v[i].type == SP_J_MISSING)
-            return sp_jrun_fail(r, "%s() lacks the argument '%.*s'", spec->name,
-                                (int)params[i].len, params[i].ptr);
+            return sp_jrun_fail(r, "%s() lacks the argument '%.*s'", spec->name, (int)params[i].len,
+                                params[i].ptr);
     return SP_OK;
 }
 
@@ -241,7 +241,8 @@ static sp_status bind_params(sp_jrun *r, const sp_jnode *n, const sp_jcall *c, b
             SP_TRY(sp_jrun_eval(r, param->a, &v[0]));
         } else {
             SP_TRY(sp_jval_str(r, param->text, &v[1]));
-            SP_TRY(sp_jval_undefined(r, "a parameter of a macro was not provided", NULL, v[1], &v[0]));
+            SP_TRY(
+                sp_jval_undefined(r, "a parameter of a macro was not provided", NULL, v[1], &v[0]));
         }
         SP_TRY(sp_jrun_bind(r, s, param->name, v[0]));
     }
@@ -269,7 +270,8 @@ sp_status sp_jmacro_call(sp_jrun *r, sp_jmacro *m, const sp_jcall *c, sp_jval *o
 
 static sp_status call_loop(sp_jrun *r, sp_jloop *loop, const sp_jcall *c, sp_jval *out) {
     if (!loop->node->op)
-        return sp_jrun_fail(r, "the loop must have the 'recursive' marker to be called recursively");
+        return sp_jrun_fail(r,
+                            "the loop must have the 'recursive' marker to be called recursively");
     if (c->n + c->n_named != 1)
         return sp_jrun_fail(r, "a recursive loop wants one argument, got %d", c->n + c->n_named);
     if (++r->calls > r->calls_max)
@@ -277,8 +279,8 @@ static sp_status call_loop(sp_jrun *r, sp_jloop *loop, const sp_jcall *c, sp_jva
                        r->line, r->calls_max);
     sp_jtext text = {0}, *before = r->out;
     r->out = &text;
-    SP_TRY(sp_jrun_loop(r, loop->node, loop->scope, c->n ? c->pos[0] : c->named[0],
-                        loop->depth0 + 1));
+    SP_TRY(
+        sp_jrun_loop(r, loop->node, loop->scope, c->n ? c->pos[0] : c->named[0], loop->depth0 + 1));
     r->out = before;
     r->calls--;
     return sp_jtext_done(r, &text, out);
@@ -300,20 +302,29 @@ bool sp_jval_callable(sp_jval v) {
     case SP_J_METHOD:
     case SP_J_MACRO:
     case SP_J_LOOP:
-    case SP_J_JOINER: return true;
-    default: return false;
+    case SP_J_JOINER:
+        return true;
+    default:
+        return false;
     }
 }
 
 sp_status sp_jval_call(sp_jrun *r, sp_jval f, const sp_jcall *c, sp_jval *out) {
     switch ((sp_jtype)f.type) {
-    case SP_J_UNDEFINED: return sp_jval_fail_undefined(r, f);
-    case SP_J_FN: return sp_jspec_call(r, &f.fn->spec, sp_jval_missing(), c, out);
-    case SP_J_METHOD: return sp_jspec_call(r, f.bound->spec, f.bound->self, c, out);
-    case SP_J_MACRO: return sp_jmacro_call(r, f.macro, c, out);
-    case SP_J_LOOP: return call_loop(r, f.loop, c, out);
-    case SP_J_JOINER: return call_joiner(r, f.cycler, out);
-    default: return sp_jrun_fail(r, "'%s' object is not callable", sp_jval_type_name(f));
+    case SP_J_UNDEFINED:
+        return sp_jval_fail_undefined(r, f);
+    case SP_J_FN:
+        return sp_jspec_call(r, &f.fn->spec, sp_jval_missing(), c, out);
+    case SP_J_METHOD:
+        return sp_jspec_call(r, f.bound->spec, f.bound->self, c, out);
+    case SP_J_MACRO:
+        return sp_jmacro_call(r, f.macro, c, out);
+    case SP_J_LOOP:
+        return call_loop(r, f.loop, c, out);
+    case SP_J_JOINER:
+        return call_joiner(r, f.cycler, out);
+    default:
+        return sp_jrun_fail(r, "'%s' object is not callable", sp_jval_type_name(f));
     }
 }
 

@@ -7,39 +7,59 @@
 const char *sp_jval_type_name(sp_jval v) {
     switch ((sp_jtype)v.type) {
     case SP_J_MISSING:
-    case SP_J_UNDEFINED: return "Undefined";
-    case SP_J_NONE: return "NoneType";
-    case SP_J_BOOL: return "bool";
+    case SP_J_UNDEFINED:
+        return "Undefined";
+    case SP_J_NONE:
+        return "NoneType";
+    case SP_J_BOOL:
+        return "bool";
     case SP_J_INT:
-    case SP_J_BIG: return "int";
-    case SP_J_FLOAT: return "float";
-    case SP_J_STR: return v.mark ? "Markup" : "str";
-    case SP_J_LIST: return "list";
-    case SP_J_TUPLE: return "tuple";
-    case SP_J_DICT: return "dict";
+    case SP_J_BIG:
+        return "int";
+    case SP_J_FLOAT:
+        return "float";
+    case SP_J_STR:
+        return v.mark ? "Markup" : "str";
+    case SP_J_LIST:
+        return "list";
+    case SP_J_TUPLE:
+        return "tuple";
+    case SP_J_DICT:
+        return "dict";
     case SP_J_VIEW:
         return v.view->kind == SP_J_KEYS     ? "dict_keys"
                : v.view->kind == SP_J_VALUES ? "dict_values"
                                              : "dict_items";
-    case SP_J_RANGE: return "range";
-    case SP_J_NAMESPACE: return "Namespace";
-    case SP_J_ITER: return "generator";
-    case SP_J_FN: return "function";
-    case SP_J_METHOD: return "method";
-    case SP_J_MACRO: return "Macro";
-    case SP_J_LOOP: return "LoopContext";
-    case SP_J_CYCLER: return "Cycler";
-    case SP_J_JOINER: return "Joiner";
+    case SP_J_RANGE:
+        return "range";
+    case SP_J_NAMESPACE:
+        return "Namespace";
+    case SP_J_ITER:
+        return "generator";
+    case SP_J_FN:
+        return "function";
+    case SP_J_METHOD:
+        return "method";
+    case SP_J_MACRO:
+        return "Macro";
+    case SP_J_LOOP:
+        return "LoopContext";
+    case SP_J_CYCLER:
+        return "Cycler";
+    case SP_J_JOINER:
+        return "Joiner";
     }
     return "?";
 }
 
-bool sp_jval_hashable(sp_jval v) {
-    if (v.type == SP_J_LIST || v.type == SP_J_DICT || v.type == SP_J_VIEW) return false;
-    if (v.type != SP_J_TUPLE) return true;
-    for (size_t i = 0; i < v.list->n; i++)
-        if (!sp_jval_hashable(v.list->at[i])) return false;
-    return true;
+sp_status sp_jval_hashable(sp_jrun *r, sp_jval v, bool *out) {
+    *out = v.type != SP_J_LIST && v.type != SP_J_DICT && v.type != SP_J_VIEW;
+    if (v.type != SP_J_TUPLE) return SP_OK;
+    SP_TRY(sp_jrun_charge(r, v.list->n));
+    SP_TRY(sp_jrun_enter(r));
+    for (size_t i = 0; i < v.list->n && *out; i++) SP_TRY(sp_jval_hashable(r, v.list->at[i], out));
+    sp_jrun_leave(r);
+    return SP_OK;
 }
 
 bool sp_jval_truth(sp_jval v) {
@@ -47,26 +67,46 @@ bool sp_jval_truth(sp_jval v) {
     switch ((sp_jtype)v.type) {
     case SP_J_MISSING:
     case SP_J_UNDEFINED:
-    case SP_J_NONE: return false;
-    case SP_J_BOOL: return v.b;
-    case SP_J_INT: return v.i != 0;
-    case SP_J_FLOAT: return v.f != 0;
-    case SP_J_BIG: return true;
-    case SP_J_LOOP: return true; /* it has begun, so its length is not 0 */
-    default: return sp_jval_len(v, &n) ? n != 0 : true;
+    case SP_J_NONE:
+        return false;
+    case SP_J_BOOL:
+        return v.b;
+    case SP_J_INT:
+        return v.i != 0;
+    case SP_J_FLOAT:
+        return v.f != 0;
+    case SP_J_BIG:
+        return true;
+    case SP_J_LOOP:
+        return true; /* it has begun, so its length is not 0 */
+    default:
+        return sp_jval_len(v, &n) ? n != 0 : true;
     }
 }
 
 bool sp_jval_len(sp_jval v, size_t *out) {
     switch ((sp_jtype)v.type) {
-    case SP_J_UNDEFINED: *out = 0; return true;
-    case SP_J_STR: *out = sp_jstr_chars(v.s); return true;
+    case SP_J_UNDEFINED:
+        *out = 0;
+        return true;
+    case SP_J_STR:
+        *out = sp_jstr_chars(v.s);
+        return true;
     case SP_J_LIST:
-    case SP_J_TUPLE: *out = v.list->n; return true;
-    case SP_J_DICT: *out = v.dict->n; return true;
-    case SP_J_VIEW: *out = v.view->dict->n; return true;
-    case SP_J_RANGE: *out = (size_t)v.range->n; return true;
-    default: return false;
+    case SP_J_TUPLE:
+        *out = v.list->n;
+        return true;
+    case SP_J_DICT:
+        *out = v.dict->n;
+        return true;
+    case SP_J_VIEW:
+        *out = v.view->dict->n;
+        return true;
+    case SP_J_RANGE:
+        *out = (size_t)v.range->n;
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -140,14 +180,21 @@ sp_status sp_jval_eq(sp_jrun *r, sp_jval a, sp_jval b, bool *out) {
         return *out ? sp_jrun_charge(r, a.s->len / 256) : SP_OK;
     case SP_J_LIST:
     case SP_J_TUPLE:
-    case SP_J_DICT: return deep_eq(r, a, b, out);
+    case SP_J_DICT:
+        return deep_eq(r, a, b, out);
     case SP_J_UNDEFINED:
-    case SP_J_NONE: *out = true; return SP_OK;
-    case SP_J_RANGE: *out = ranges_eq(a.range, b.range); return SP_OK;
+    case SP_J_NONE:
+        *out = true;
+        return SP_OK;
+    case SP_J_RANGE:
+        *out = ranges_eq(a.range, b.range);
+        return SP_OK;
     case SP_J_VIEW:
         *out = a.view->kind == b.view->kind && a.view->dict == b.view->dict;
         return SP_OK;
-    default: *out = a.fn == b.fn; return SP_OK; /* the same object */
+    default:
+        *out = a.fn == b.fn;
+        return SP_OK; /* the same object */
     }
 }
 
@@ -228,7 +275,8 @@ sp_status sp_jval_in(sp_jrun *r, sp_jval needle, sp_jval hay, bool *out) {
     case SP_J_LIST:
     case SP_J_TUPLE:
     case SP_J_RANGE:
-    case SP_J_ITER: break;
+    case SP_J_ITER:
+        break;
     default:
         return sp_jrun_fail(r, "argument of type '%s' is not iterable", sp_jval_type_name(hay));
     }

@@ -113,8 +113,7 @@ static sp_status run_iterations(sp_jrun *r, sp_jloop *loop, bool *ran) {
     }
 }
 
-sp_status sp_jrun_loop(sp_jrun *r, const sp_jnode *n, sp_jscope *around, sp_jval over,
-                       int depth0) {
+sp_status sp_jrun_loop(sp_jrun *r, const sp_jnode *n, sp_jscope *around, sp_jval over, int depth0) {
     void *p;
     SP_TRY(sp_jrun_take(r, sizeof(sp_jloop), &p));
     sp_jloop *loop = p;
@@ -190,10 +189,15 @@ static sp_status exec_with(sp_jrun *r, const sp_jnode *n) {
 static sp_status exec_node(sp_jrun *r, const sp_jnode *n) {
     sp_jval v;
     switch (n->kind) {
-    case SP_JN_DATA: return write_text(r, n->text);
-    case SP_JN_OUTPUT: SP_TRY(sp_jrun_eval(r, n->a, &v)); return write_value(r, v);
-    case SP_JN_IF: return exec_if(r, n);
-    case SP_JN_FOR: return exec_for(r, n);
+    case SP_JN_DATA:
+        return write_text(r, n->text);
+    case SP_JN_OUTPUT:
+        SP_TRY(sp_jrun_eval(r, n->a, &v));
+        return write_value(r, v);
+    case SP_JN_IF:
+        return exec_if(r, n);
+    case SP_JN_FOR:
+        return exec_for(r, n);
     case SP_JN_SET:
         SP_TRY(sp_jrun_eval(r, n->b, &v));
         return sp_jrun_assign(r, r->scope, n->a, v);
@@ -207,12 +211,20 @@ static sp_status exec_node(sp_jrun *r, const sp_jnode *n) {
     case SP_JN_MACRO:
         SP_TRY(make_macro(r, n, &v));
         return sp_jrun_bind(r, r->scope, n->name, v);
-    case SP_JN_CALLBLOCK: return exec_callblock(r, n);
-    case SP_JN_WITH: return exec_with(r, n);
-    case SP_JN_GENERATION: return exec_scoped(r, &n->list, &n->hidden, NULL);
-    case SP_JN_BREAK: r->flow = SP_JFLOW_BREAK; return SP_OK;
-    case SP_JN_CONTINUE: r->flow = SP_JFLOW_CONTINUE; return SP_OK;
-    default: return sp_jrun_fail(r, "a statement of kind %d", (int)n->kind);
+    case SP_JN_CALLBLOCK:
+        return exec_callblock(r, n);
+    case SP_JN_WITH:
+        return exec_with(r, n);
+    case SP_JN_GENERATION:
+        return exec_scoped(r, &n->list, &n->hidden, NULL);
+    case SP_JN_BREAK:
+        r->flow = SP_JFLOW_BREAK;
+        return SP_OK;
+    case SP_JN_CONTINUE:
+        r->flow = SP_JFLOW_CONTINUE;
+        return SP_OK;
+    default:
+        return sp_jrun_fail(r, "a statement of kind %d", (int)n->kind);
     }
 }
 
@@ -273,7 +285,8 @@ sp_status sp_jinja_render_full(const sp_jinja *t, const sp_jinja_var *vars, int 
     sp_jrun r = {.t = t,
                  .err = err,
                  .steps_left = l.steps > 0 ? l.steps : STEPS_DEFAULT,
-                 .levels_max = depth < INT32_MAX / LEVELS_PER_CALL ? depth * LEVELS_PER_CALL : depth,
+                 .levels_max =
+                     depth < INT32_MAX / LEVELS_PER_CALL ? depth * LEVELS_PER_CALL : depth,
                  .calls_max = depth,
                  .memory_max = l.memory_bytes ? l.memory_bytes : MEMORY_DEFAULT,
                  .output_max = l.output_bytes ? l.output_bytes : OUTPUT_DEFAULT,

@@ -33,7 +33,11 @@ struct sp_jscope {
     int n, cap;
 };
 
-typedef enum sp_jflow { SP_JFLOW_NEXT, SP_JFLOW_BREAK, SP_JFLOW_CONTINUE } sp_jflow;
+typedef enum sp_jflow {
+    SP_JFLOW_NEXT,
+    SP_JFLOW_BREAK,
+    SP_JFLOW_CONTINUE
+} sp_jflow;
 
 struct sp_jrun {
     const sp_jinja *t;
@@ -166,7 +170,9 @@ SP_NODISCARD sp_status sp_jloop_attr(sp_jrun *r, sp_jloop *loop, sp_slice name, 
 SP_NODISCARD sp_status sp_jarg_int(sp_jrun *r, sp_jval v, int64_t otherwise, int64_t *out);
 /** A string argument. */
 SP_NODISCARD sp_status sp_jarg_str(sp_jrun *r, sp_jval v, const char *otherwise, sp_slice *out);
-static inline bool sp_jarg_given(sp_jval v) { return v.type != SP_J_MISSING; }
+static inline bool sp_jarg_given(sp_jval v) {
+    return v.type != SP_J_MISSING;
+}
 static inline bool sp_jarg_given_some(sp_jval v) {
     return v.type != SP_J_MISSING && v.type != SP_J_NONE;
 }

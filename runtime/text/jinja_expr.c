@@ -80,13 +80,22 @@ static sp_status eval_concat(sp_jrun *r, const sp_jnode *n, sp_jval *out) {
 
 static sp_status compare(sp_jrun *r, sp_jtok op, sp_jval a, sp_jval b, bool *out) {
     switch (op) {
-    case SP_JT_EQ: return sp_jval_eq(r, a, b, out);
-    case SP_JT_LT: return sp_jval_less(r, a, b, out);
-    case SP_JT_GT: return sp_jval_less(r, b, a, out);
-    case SP_JT_IN: return sp_jval_in(r, a, b, out);
-    case SP_JT_NE: SP_TRY(sp_jval_eq(r, a, b, out)); break;
-    case SP_JT_NOTIN: SP_TRY(sp_jval_in(r, a, b, out)); break;
-    default: return sp_jval_less_equal(r, op == SP_JT_LE ? a : b, op == SP_JT_LE ? b : a, out);
+    case SP_JT_EQ:
+        return sp_jval_eq(r, a, b, out);
+    case SP_JT_LT:
+        return sp_jval_less(r, a, b, out);
+    case SP_JT_GT:
+        return sp_jval_less(r, b, a, out);
+    case SP_JT_IN:
+        return sp_jval_in(r, a, b, out);
+    case SP_JT_NE:
+        SP_TRY(sp_jval_eq(r, a, b, out));
+        break;
+    case SP_JT_NOTIN:
+        SP_TRY(sp_jval_in(r, a, b, out));
+        break;
+    default:
+        return sp_jval_less_equal(r, op == SP_JT_LE ? a : b, op == SP_JT_LE ? b : a, out);
     }
     *out = !*out;
     return SP_OK;
@@ -110,8 +119,9 @@ static sp_status eval_cond(sp_jrun *r, const sp_jnode *n, sp_jval *out) {
     SP_TRY(sp_jrun_eval(r, n->a, &test));
     if (sp_jval_truth(test)) return sp_jrun_eval(r, n->b, out);
     if (n->c) return sp_jrun_eval(r, n->c, out);
-    return sp_jval_undefined(r, "the inline if-expression evaluated to false and no else section was defined",
-                             NULL, sp_jval_none(), out);
+    return sp_jval_undefined(
+        r, "the inline if-expression evaluated to false and no else section was defined", NULL,
+        sp_jval_none(), out);
 }
 
 static sp_status eval_operator(sp_jrun *r, const sp_jnode *n, sp_jval *out) {
@@ -122,8 +132,11 @@ static sp_status eval_operator(sp_jrun *r, const sp_jnode *n, sp_jval *out) {
     case SP_JN_OR:
         *out = a;
         return sp_jval_truth(a) == (n->kind == SP_JN_AND) ? sp_jrun_eval(r, n->b, out) : SP_OK;
-    case SP_JN_NOT: *out = sp_jval_bool(!sp_jval_truth(a)); return SP_OK;
-    case SP_JN_NEG: return sp_jval_negate(r, a, out);
+    case SP_JN_NOT:
+        *out = sp_jval_bool(!sp_jval_truth(a));
+        return SP_OK;
+    case SP_JN_NEG:
+        return sp_jval_negate(r, a, out);
     case SP_JN_POS:
         if (a.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, a);
         if (!sp_jval_is_number(a))
@@ -140,8 +153,11 @@ static sp_status eval_node(sp_jrun *r, const sp_jnode *n, sp_jval *out) {
     sp_jval a;
     sp_jlist *l;
     switch (n->kind) {
-    case SP_JN_CONST: *out = n->value; return SP_OK;
-    case SP_JN_NAME: return sp_jrun_lookup(r, n->name, n->text, out);
+    case SP_JN_CONST:
+        *out = n->value;
+        return SP_OK;
+    case SP_JN_NAME:
+        return sp_jrun_lookup(r, n->name, n->text, out);
     case SP_JN_TUPLE:
         SP_TRY(eval_list(r, &n->list, &l));
         *out = sp_jval_tuple(l);
@@ -150,24 +166,33 @@ static sp_status eval_node(sp_jrun *r, const sp_jnode *n, sp_jval *out) {
         SP_TRY(eval_list(r, &n->list, &l));
         *out = sp_jval_list(l);
         return SP_OK;
-    case SP_JN_DICT: return eval_dict(r, &n->list, out);
+    case SP_JN_DICT:
+        return eval_dict(r, &n->list, out);
     case SP_JN_GETATTR:
         SP_TRY(sp_jrun_eval(r, n->a, &a));
         return sp_jval_getattr(r, a, n->value, out);
-    case SP_JN_GETITEM: return eval_getitem(r, n, out);
-    case SP_JN_CALL: return eval_call(r, n, out);
+    case SP_JN_GETITEM:
+        return eval_getitem(r, n, out);
+    case SP_JN_CALL:
+        return eval_call(r, n, out);
     case SP_JN_FILTER:
-    case SP_JN_TEST: return eval_filter(r, n, out);
-    case SP_JN_CONCAT: return eval_concat(r, n, out);
-    case SP_JN_COND: return eval_cond(r, n, out);
-    case SP_JN_COMPARE: return eval_compare(r, n, out);
+    case SP_JN_TEST:
+        return eval_filter(r, n, out);
+    case SP_JN_CONCAT:
+        return eval_concat(r, n, out);
+    case SP_JN_COND:
+        return eval_cond(r, n, out);
+    case SP_JN_COMPARE:
+        return eval_compare(r, n, out);
     case SP_JN_AND:
     case SP_JN_OR:
     case SP_JN_NOT:
     case SP_JN_NEG:
     case SP_JN_POS:
-    case SP_JN_BINARY: return eval_operator(r, n, out);
-    default: return sp_jrun_fail(r, "a slice stands where only a value can");
+    case SP_JN_BINARY:
+        return eval_operator(r, n, out);
+    default:
+        return sp_jrun_fail(r, "a slice stands where only a value can");
     }
 }
 

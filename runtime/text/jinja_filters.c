@@ -12,8 +12,7 @@ static sp_status f_default(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_
                            sp_jval *out) {
     (void)c;
     *out = self;
-    if (self.type != SP_J_UNDEFINED && !(sp_jval_truth(v[1]) && !sp_jval_truth(self)))
-        return SP_OK;
+    if (self.type != SP_J_UNDEFINED && !(sp_jval_truth(v[1]) && !sp_jval_truth(self))) return SP_OK;
     *out = v[0];
     return sp_jarg_given(v[0]) ? SP_OK : sp_jval_str(r, (sp_slice){0}, out);
 }
@@ -135,7 +134,8 @@ static sp_status parse_int_text(sp_jrun *r, sp_slice s, int64_t base, sp_jval *o
     if (*ok && base == 0 && s.ptr[0] == '0' && v != 0) *ok = false;
     *out = sp_jval_int(negative ? -v : v);
     if (!*ok || fits) return SP_OK;
-    if (base && base != 10) return sp_jrun_fail(r, "an integer beyond 64 bits in base %lld", (long long)base);
+    if (base && base != 10)
+        return sp_jrun_fail(r, "an integer beyond 64 bits in base %lld", (long long)base);
     return big_of_digits(r, s, negative, out);
 }
 
@@ -253,7 +253,8 @@ static sp_status round_int(sp_jrun *r, int64_t i, int64_t digits, sp_jval *out) 
     for (; digits < 0; digits++) scale *= 10;
     int64_t down = i / scale - (i % scale < 0), rest = i - down * scale;
     if (rest > scale - rest || (rest == scale - rest && down % 2 != 0)) down++;
-    if (__builtin_mul_overflow(down, scale, &i)) return sp_jrun_fail(r, "an integer beyond 64 bits");
+    if (__builtin_mul_overflow(down, scale, &i))
+        return sp_jrun_fail(r, "an integer beyond 64 bits");
     *out = sp_jval_int(i);
     return SP_OK;
 }

@@ -232,8 +232,7 @@ static sp_status next_pair(sp_jrun *r, sp_jiter *it, sp_jval *out, bool *done) {
     const lazy *l = it->ctx;
     *done = l->over.type == SP_J_UNDEFINED;
     if (*done) return SP_OK;
-    if (l->over.type != SP_J_DICT)
-        return sp_jrun_fail(r, "can only get item pairs from a mapping");
+    if (l->over.type != SP_J_DICT) return sp_jrun_fail(r, "can only get item pairs from a mapping");
     *done = it->at >= l->over.dict->n;
     if (*done) return SP_OK;
     const sp_jentry *e = &l->over.dict->at[it->at++];

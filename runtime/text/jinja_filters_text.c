@@ -66,10 +66,11 @@ static sp_status f_title(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jc
 static sp_status f_trim(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,
                         sp_jval *out) {
     (void)c;
-    sp_slice chars;
+    sp_slice chars = {0};
     bool given = sp_jarg_given_some(v[0]);
     SP_TRY(sp_jval_to_str(r, self, &self));
     if (given) SP_TRY(sp_jarg_str(r, v[0], "", &chars));
+    SP_TRY(sp_jrun_charge_strip(r, sp_jval_slice(self), chars));
     sp_slice s = sp_slice_strip(sp_jval_slice(self), given ? &chars : NULL, SP_STRIP_BOTH);
     SP_TRY(sp_jval_str(r, s, out));
     out->mark = self.mark;
@@ -186,8 +187,7 @@ static sp_status f_wordcount(sp_jrun *r, sp_jval self, const sp_jval *v, const s
 /* --- HTML and URLs --- */
 
 /* Leaves out everything from `open` to the next `shut`; an opening without an end stays. */
-static sp_status drop_between(sp_jrun *r, sp_slice s, sp_slice open, sp_slice shut,
-                              sp_slice *out) {
+static sp_status drop_between(sp_jrun *r, sp_slice s, sp_slice open, sp_slice shut, sp_slice *out) {
     sp_jtext t = {0};
     size_t at = 0;
     for (;;) {
@@ -218,8 +218,11 @@ static size_t reference(sp_slice s, uint32_t *cp) {
     bool hex = s.len > 2 && (s.ptr[2] | 32) == 'x';
     size_t i = 2 + hex;
     uint32_t v = 0;
-    for (; i < s.len && i < 10 && (hex ? isxdigit((unsigned char)s.ptr[i]) : isdigit((unsigned char)s.ptr[i])); i++)
-        v = v * (hex ? 16 : 10) + (uint32_t)(s.ptr[i] <= '9' ? s.ptr[i] - '0' : (s.ptr[i] | 32) - 'a' + 10);
+    for (; i < s.len && i < 10 &&
+           (hex ? isxdigit((unsigned char)s.ptr[i]) : isdigit((unsigned char)s.ptr[i]));
+         i++)
+        v = v * (hex ? 16 : 10) +
+            (uint32_t)(s.ptr[i] <= '9' ? s.ptr[i] - '0' : (s.ptr[i] | 32) - 'a' + 10);
     if (i == (hex ? 3u : 2u) || i == s.len || s.ptr[i] != ';') return 0;
     *cp = v == 0 || v > 0x10ffff || (v >= 0xd800 && v < 0xe000) ? 0xfffd : v;
     return i + 1;

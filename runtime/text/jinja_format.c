@@ -134,8 +134,7 @@ sp_status sp_jspecifier_put_str(sp_jrun *r, const sp_jspecifier *f, sp_slice s, 
 
 sp_status sp_jspecifier_put_number(sp_jrun *r, const sp_jspecifier *f, sp_jval v, sp_jtext *t) {
     if (f->type == 'c') return put_char(r, v, f, t);
-    if (v.type != SP_J_FLOAT && (!f->type || strchr("dnxXob", f->type)))
-        return put_int(r, v, f, t);
+    if (v.type != SP_J_FLOAT && (!f->type || strchr("dnxXob", f->type))) return put_int(r, v, f, t);
     if (f->type && !strchr("eEfFgGn%", f->type))
         return sp_jrun_fail(r, "unknown format code '%c' for '%s'", f->type, sp_jval_type_name(v));
     return put_float(r, sp_jval_as_float(v), f, t);
@@ -143,7 +142,9 @@ sp_status sp_jspecifier_put_number(sp_jrun *r, const sp_jspecifier *f, sp_jval v
 
 /* --- specifications --- */
 
-static bool is_align(char c) { return c && strchr("<>=^", c); }
+static bool is_align(char c) {
+    return c && strchr("<>=^", c);
+}
 
 static int64_t scan_number(sp_slice s, size_t *i) {
     int64_t n = 0;

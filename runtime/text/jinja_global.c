@@ -79,8 +79,7 @@ static sp_status fn_namespace(sp_jrun *r, sp_jval self, const sp_jval *v, const 
     return SP_OK;
 }
 
-static sp_status make_cycler(sp_jrun *r, sp_jtype type, const sp_jval *items, int n,
-                             sp_jval *out) {
+static sp_status make_cycler(sp_jrun *r, sp_jtype type, const sp_jval *items, int n, sp_jval *out) {
     void *p;
     SP_TRY(sp_jrun_take(r, sizeof(struct sp_jcycler), &p));
     struct sp_jcycler *y = p;

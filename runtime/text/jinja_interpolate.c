@@ -197,7 +197,8 @@ static sp_status field_value(sp_jrun *r, braces *b, sp_slice name, sp_jval *out)
     while (i < name.len) {
         bool item = name.ptr[i] == '[';
         size_t from = ++i;
-        while (i < name.len && (item ? name.ptr[i] != ']' : name.ptr[i] != '.' && name.ptr[i] != '['))
+        while (i < name.len &&
+               (item ? name.ptr[i] != ']' : name.ptr[i] != '.' && name.ptr[i] != '['))
             i++;
         sp_slice word = {name.ptr + from, i - from};
         sp_jval key;

@@ -19,14 +19,21 @@ static sp_status char_at(sp_jrun *r, sp_jval v, size_t i, sp_jval *out) {
 sp_status sp_jval_at(sp_jrun *r, sp_jval v, size_t i, sp_jval *out) {
     switch ((sp_jtype)v.type) {
     case SP_J_LIST:
-    case SP_J_TUPLE: *out = v.list->at[i]; return SP_OK;
-    case SP_J_STR: return char_at(r, v, i, out);
-    case SP_J_DICT: *out = v.dict->at[i].key; return SP_OK;
-    case SP_J_VIEW: return view_at(r, v.view, i, out);
+    case SP_J_TUPLE:
+        *out = v.list->at[i];
+        return SP_OK;
+    case SP_J_STR:
+        return char_at(r, v, i, out);
+    case SP_J_DICT:
+        *out = v.dict->at[i].key;
+        return SP_OK;
+    case SP_J_VIEW:
+        return view_at(r, v.view, i, out);
     case SP_J_RANGE:
         *out = sp_jval_int(v.range->start + (int64_t)i * v.range->step);
         return SP_OK;
-    default: return sp_jrun_fail(r, "'%s' object has no items", sp_jval_type_name(v));
+    default:
+        return sp_jrun_fail(r, "'%s' object has no items", sp_jval_type_name(v));
     }
 }
 

@@ -30,18 +30,26 @@ typedef struct op {
 
 /* Longer ones first. */
 static const op OPS[] = {
-    {"//", SP_JT_FLOORDIV}, {"**", SP_JT_POW},      {"==", SP_JT_EQ},      {"!=", SP_JT_NE},
-    {">=", SP_JT_GE},       {"<=", SP_JT_LE},       {"+", SP_JT_ADD},      {"-", SP_JT_SUB},
-    {"/", SP_JT_DIV},       {"*", SP_JT_MUL},       {"%", SP_JT_MOD},      {"~", SP_JT_TILDE},
-    {"[", SP_JT_LBRACKET},  {"]", SP_JT_RBRACKET},  {"(", SP_JT_LPAREN},   {")", SP_JT_RPAREN},
-    {"{", SP_JT_LBRACE},    {"}", SP_JT_RBRACE},    {">", SP_JT_GT},       {"<", SP_JT_LT},
-    {"=", SP_JT_ASSIGN},    {".", SP_JT_DOT},       {":", SP_JT_COLON},    {"|", SP_JT_PIPE},
+    {"//", SP_JT_FLOORDIV}, {"**", SP_JT_POW},      {"==", SP_JT_EQ},    {"!=", SP_JT_NE},
+    {">=", SP_JT_GE},       {"<=", SP_JT_LE},       {"+", SP_JT_ADD},    {"-", SP_JT_SUB},
+    {"/", SP_JT_DIV},       {"*", SP_JT_MUL},       {"%", SP_JT_MOD},    {"~", SP_JT_TILDE},
+    {"[", SP_JT_LBRACKET},  {"]", SP_JT_RBRACKET},  {"(", SP_JT_LPAREN}, {")", SP_JT_RPAREN},
+    {"{", SP_JT_LBRACE},    {"}", SP_JT_RBRACE},    {">", SP_JT_GT},     {"<", SP_JT_LT},
+    {"=", SP_JT_ASSIGN},    {".", SP_JT_DOT},       {":", SP_JT_COLON},  {"|", SP_JT_PIPE},
     {",", SP_JT_COMMA},     {";", SP_JT_SEMICOLON},
 };
 
 const char *sp_jtok_text(sp_jtok t) {
-    static const char *const words[] = {"the end of the template", "text", "'{{'", "'}}'", "'{%'",
-                                        "'%}'", "a name", "a string", "an integer", "a float"};
+    static const char *const words[] = {"the end of the template",
+                                        "text",
+                                        "'{{'",
+                                        "'}}'",
+                                        "'{%'",
+                                        "'%}'",
+                                        "a name",
+                                        "a string",
+                                        "an integer",
+                                        "a float"};
     if ((size_t)t < SP_LEN(words)) return words[t];
     for (size_t i = 0; i < SP_LEN(OPS); i++)
         if (OPS[i].type == t) return OPS[i].text;
@@ -236,7 +244,8 @@ static sp_status lex_number(lexer *x) {
         end = based;
     } else if (x->s[from] == '0') {
         /* "01" is 0 and then 1, which the parser refuses. */
-        for (end = from; end < x->n && (x->s[end] == '0' || x->s[end] == '_'); end++) {}
+        for (end = from; end < x->n && (x->s[end] == '0' || x->s[end] == '_'); end++) {
+        }
         while (x->s[end - 1] == '_') end--;
     }
     sp_buf b;

@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#define METHOD(name)                                                                               \
-    static sp_status name(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,           \
+#define METHOD(name) \
+    static sp_status name(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c, \
                           sp_jval *out)
 
 /* --- lists, tuples, ranges --- */
@@ -62,9 +62,18 @@ static sp_status view_of(sp_jrun *r, sp_jval self, sp_jview_kind kind, sp_jval *
     return SP_OK;
 }
 
-METHOD(m_keys) { (void)v, (void)c; return view_of(r, self, SP_J_KEYS, out); }
-METHOD(m_values) { (void)v, (void)c; return view_of(r, self, SP_J_VALUES, out); }
-METHOD(m_items) { (void)v, (void)c; return view_of(r, self, SP_J_ITEMS, out); }
+METHOD(m_keys) {
+    (void)v, (void)c;
+    return view_of(r, self, SP_J_KEYS, out);
+}
+METHOD(m_values) {
+    (void)v, (void)c;
+    return view_of(r, self, SP_J_VALUES, out);
+}
+METHOD(m_items) {
+    (void)v, (void)c;
+    return view_of(r, self, SP_J_ITEMS, out);
+}
 
 METHOD(m_get) {
     (void)c;
@@ -159,13 +168,13 @@ static const sp_jspec LIST[] = {
     {"index", m_index, "value start stop", 1},
     {"copy", m_list_copy, "", 0},
 };
-static const char *const LIST_MUTATES[] = {"append", "clear",  "extend", "insert",
+static const char *const LIST_MUTATES[] = {"append", "clear",  "extend",  "insert",
                                            "pop",    "remove", "reverse", "sort"};
 
 static const sp_jspec DICT[] = {
-    {"get", m_get, "key default", 1},  {"items", m_items, "", 0},
-    {"keys", m_keys, "", 0},           {"values", m_values, "", 0},
-    {"copy", m_dict_copy, "", 0},      {"fromkeys", m_fromkeys, "iterable value", 1},
+    {"get", m_get, "key default", 1}, {"items", m_items, "", 0},
+    {"keys", m_keys, "", 0},          {"values", m_values, "", 0},
+    {"copy", m_dict_copy, "", 0},     {"fromkeys", m_fromkeys, "iterable value", 1},
 };
 static const char *const DICT_MUTATES[] = {"clear", "pop", "popitem", "setdefault", "update"};
 
@@ -178,8 +187,10 @@ static const sp_jspec INT[] = {
     {"from_bytes", NULL, "*", 0},        {"to_bytes", NULL, "*", 0},
 };
 static const sp_jspec FLOAT[] = {
-    {"is_integer", m_is_integer, "", 0}, {"conjugate", m_conjugate, "", 0},
-    {"as_integer_ratio", NULL, "*", 0},  {"fromhex", NULL, "*", 0},
+    {"is_integer", m_is_integer, "", 0},
+    {"conjugate", m_conjugate, "", 0},
+    {"as_integer_ratio", NULL, "*", 0},
+    {"fromhex", NULL, "*", 0},
     {"hex", NULL, "*", 0},
 };
 
@@ -192,7 +203,8 @@ static bool listed(const char *const *words, size_t n, sp_slice name) {
 const sp_jspec *sp_jmethod_find(sp_jval self, sp_slice name, bool *mutates) {
     *mutates = false;
     switch ((sp_jtype)self.type) {
-    case SP_J_STR: return sp_jstr_method_find(name);
+    case SP_J_STR:
+        return sp_jstr_method_find(name);
     case SP_J_DICT:
         *mutates = listed(DICT_MUTATES, SP_LEN(DICT_MUTATES), name);
         return sp_jspec_find(DICT, SP_LEN(DICT), name);
@@ -200,12 +212,18 @@ const sp_jspec *sp_jmethod_find(sp_jval self, sp_slice name, bool *mutates) {
         *mutates = listed(LIST_MUTATES, SP_LEN(LIST_MUTATES), name);
         return sp_jspec_find(LIST, SP_LEN(LIST), name);
     case SP_J_TUPLE:
-    case SP_J_RANGE: return sp_jspec_find(LIST, 2, name); /* not copy */
-    case SP_J_LOOP: return sp_jspec_find(LOOP, SP_LEN(LOOP), name);
-    case SP_J_CYCLER: return sp_jspec_find(CYCLER, SP_LEN(CYCLER), name);
+    case SP_J_RANGE:
+        return sp_jspec_find(LIST, 2, name); /* not copy */
+    case SP_J_LOOP:
+        return sp_jspec_find(LOOP, SP_LEN(LOOP), name);
+    case SP_J_CYCLER:
+        return sp_jspec_find(CYCLER, SP_LEN(CYCLER), name);
     case SP_J_INT:
-    case SP_J_BOOL: return sp_jspec_find(INT, SP_LEN(INT), name);
-    case SP_J_FLOAT: return sp_jspec_find(FLOAT, SP_LEN(FLOAT), name);
-    default: return NULL;
+    case SP_J_BOOL:
+        return sp_jspec_find(INT, SP_LEN(INT), name);
+    case SP_J_FLOAT:
+        return sp_jspec_find(FLOAT, SP_LEN(FLOAT), name);
+    default:
+        return NULL;
     }
 }

@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-#define METHOD(name)                                                                               \
-    static sp_status name(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,           \
+#define METHOD(name) \
+    static sp_status name(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c, \
                           sp_jval *out)
 
 static sp_status answer(sp_jval *out, bool b) {
@@ -33,10 +33,10 @@ static sp_status with_case(sp_jrun *r, sp_jval self, sp_case how, sp_jval *out) 
     return SP_OK;
 }
 
-#define CASE_METHOD(name, how)                                                                     \
-    METHOD(name) {                                                                                 \
-        (void)v, (void)c;                                                                          \
-        return with_case(r, self, how, out);                                                       \
+#define CASE_METHOD(name, how) \
+    METHOD(name) { \
+        (void)v, (void)c; \
+        return with_case(r, self, how, out); \
     }
 CASE_METHOD(m_upper, SP_CASE_UPPER)
 CASE_METHOD(m_lower, SP_CASE_LOWER)
@@ -48,18 +48,28 @@ CASE_METHOD(m_casefold, SP_CASE_FOLD)
 /* --- ends --- */
 
 static sp_status strip(sp_jrun *r, sp_jval self, sp_jval arg, int sides, sp_jval *out) {
-    sp_slice chars;
+    sp_slice chars = {0};
     bool given = sp_jarg_given_some(arg);
     if (given) SP_TRY(sp_jarg_str(r, arg, "", &chars));
+    SP_TRY(sp_jrun_charge_strip(r, sp_jval_slice(self), chars));
     sp_slice s = sp_slice_strip(sp_jval_slice(self), given ? &chars : NULL, sides);
     SP_TRY(sp_jval_str(r, s, out));
     out->mark = self.mark;
     return SP_OK;
 }
 
-METHOD(m_strip) { (void)c; return strip(r, self, v[0], SP_STRIP_BOTH, out); }
-METHOD(m_lstrip) { (void)c; return strip(r, self, v[0], SP_STRIP_LEFT, out); }
-METHOD(m_rstrip) { (void)c; return strip(r, self, v[0], SP_STRIP_RIGHT, out); }
+METHOD(m_strip) {
+    (void)c;
+    return strip(r, self, v[0], SP_STRIP_BOTH, out);
+}
+METHOD(m_lstrip) {
+    (void)c;
+    return strip(r, self, v[0], SP_STRIP_LEFT, out);
+}
+METHOD(m_rstrip) {
+    (void)c;
+    return strip(r, self, v[0], SP_STRIP_RIGHT, out);
+}
 
 static sp_status remove_end(sp_jrun *r, sp_jval self, sp_jval arg, bool front, sp_jval *out) {
     sp_slice s = sp_jval_slice(self), end;
@@ -71,8 +81,14 @@ static sp_status remove_end(sp_jrun *r, sp_jval self, sp_jval arg, bool front, s
     return SP_OK;
 }
 
-METHOD(m_removeprefix) { (void)c; return remove_end(r, self, v[0], true, out); }
-METHOD(m_removesuffix) { (void)c; return remove_end(r, self, v[0], false, out); }
+METHOD(m_removeprefix) {
+    (void)c;
+    return remove_end(r, self, v[0], true, out);
+}
+METHOD(m_removesuffix) {
+    (void)c;
+    return remove_end(r, self, v[0], false, out);
+}
 
 /* --- searching --- */
 
@@ -114,8 +130,14 @@ static sp_status find(sp_jrun *r, sp_jval self, const sp_jval *v, bool last, sp_
     return SP_OK;
 }
 
-METHOD(m_find) { (void)c; return find(r, self, v, false, out); }
-METHOD(m_rfind) { (void)c; return find(r, self, v, true, out); }
+METHOD(m_find) {
+    (void)c;
+    return find(r, self, v, false, out);
+}
+METHOD(m_rfind) {
+    (void)c;
+    return find(r, self, v, true, out);
+}
 METHOD(m_index) {
     (void)c;
     SP_TRY(find(r, self, v, false, out));
@@ -159,8 +181,14 @@ static sp_status has_end(sp_jrun *r, sp_jval self, const sp_jval *v, bool front,
     return answer(out, found);
 }
 
-METHOD(m_startswith) { (void)c; return has_end(r, self, v, true, out); }
-METHOD(m_endswith) { (void)c; return has_end(r, self, v, false, out); }
+METHOD(m_startswith) {
+    (void)c;
+    return has_end(r, self, v, true, out);
+}
+METHOD(m_endswith) {
+    (void)c;
+    return has_end(r, self, v, false, out);
+}
 
 /* --- cutting --- */
 
@@ -176,8 +204,14 @@ static sp_status split(sp_jrun *r, sp_jval self, const sp_jval *v, bool right, s
     return SP_OK;
 }
 
-METHOD(m_split) { (void)c; return split(r, self, v, false, out); }
-METHOD(m_rsplit) { (void)c; return split(r, self, v, true, out); }
+METHOD(m_split) {
+    (void)c;
+    return split(r, self, v, false, out);
+}
+METHOD(m_rsplit) {
+    (void)c;
+    return split(r, self, v, true, out);
+}
 METHOD(m_splitlines) {
     (void)c;
     sp_jlist *l;
@@ -207,8 +241,14 @@ static sp_status partition(sp_jrun *r, sp_jval self, const sp_jval *v, bool last
     return SP_OK;
 }
 
-METHOD(m_partition) { (void)c; return partition(r, self, v, false, out); }
-METHOD(m_rpartition) { (void)c; return partition(r, self, v, true, out); }
+METHOD(m_partition) {
+    (void)c;
+    return partition(r, self, v, false, out);
+}
+METHOD(m_rpartition) {
+    (void)c;
+    return partition(r, self, v, true, out);
+}
 
 METHOD(m_join) {
     (void)c;
@@ -253,9 +293,18 @@ static sp_status pad(sp_jrun *r, sp_jval self, const sp_jval *v, int sides, sp_j
     return sp_jval_pad(r, self, width, with, sides, out);
 }
 
-METHOD(m_center) { (void)c; return pad(r, self, v, SP_STRIP_BOTH, out); }
-METHOD(m_ljust) { (void)c; return pad(r, self, v, SP_STRIP_RIGHT, out); }
-METHOD(m_rjust) { (void)c; return pad(r, self, v, SP_STRIP_LEFT, out); }
+METHOD(m_center) {
+    (void)c;
+    return pad(r, self, v, SP_STRIP_BOTH, out);
+}
+METHOD(m_ljust) {
+    (void)c;
+    return pad(r, self, v, SP_STRIP_RIGHT, out);
+}
+METHOD(m_rjust) {
+    (void)c;
+    return pad(r, self, v, SP_STRIP_LEFT, out);
+}
 
 METHOD(m_zfill) {
     (void)c;
@@ -286,8 +335,10 @@ METHOD(m_expandtabs) {
             continue;
         }
         SP_TRY(sp_jtext_put(r, &t, (sp_slice){&self.s->ptr[i], 1}));
-        if (ch == '\n' || ch == '\r') column = 0;
-        else column += ((unsigned char)ch & 0xc0) != 0x80;
+        if (ch == '\n' || ch == '\r')
+            column = 0;
+        else
+            column += ((unsigned char)ch & 0xc0) != 0x80;
     }
     SP_TRY(sp_jtext_done(r, &t, out));
     out->mark = self.mark;
@@ -306,12 +357,14 @@ static sp_status all_are(sp_jval self, bool (*is)(uint32_t), bool empty, sp_jval
     return answer(out, all);
 }
 
-static bool is_ascii(uint32_t cp) { return cp < 0x80; }
+static bool is_ascii(uint32_t cp) {
+    return cp < 0x80;
+}
 
-#define KIND_METHOD(name, is, empty)                                                               \
-    METHOD(name) {                                                                                 \
-        (void)r, (void)v, (void)c;                                                                 \
-        return all_are(self, is, empty, out);                                                      \
+#define KIND_METHOD(name, is, empty) \
+    METHOD(name) { \
+        (void)r, (void)v, (void)c; \
+        return all_are(self, is, empty, out); \
     }
 KIND_METHOD(m_isalnum, sp_char_alnum, false)
 KIND_METHOD(m_isalpha, sp_char_alpha, false)

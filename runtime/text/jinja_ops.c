@@ -12,7 +12,9 @@ static sp_status too_large(sp_jrun *r) {
     return sp_jrun_fail(r, "an integer beyond 64 bits is not computed with");
 }
 
-static sp_status by_zero(sp_jrun *r) { return sp_jrun_fail(r, "division by zero"); }
+static sp_status by_zero(sp_jrun *r) {
+    return sp_jrun_fail(r, "division by zero");
+}
 
 static int64_t floor_div(int64_t a, int64_t b) {
     int64_t q = a / b;
@@ -40,10 +42,17 @@ static sp_status int_op(sp_jrun *r, sp_jtok op, int64_t a, int64_t b, sp_jval *o
     int64_t v = 0;
     bool over = false;
     switch (op) {
-    case SP_JT_ADD: over = __builtin_add_overflow(a, b, &v); break;
-    case SP_JT_SUB: over = __builtin_sub_overflow(a, b, &v); break;
-    case SP_JT_MUL: over = __builtin_mul_overflow(a, b, &v); break;
-    case SP_JT_POW: return int_pow(r, a, b, out);
+    case SP_JT_ADD:
+        over = __builtin_add_overflow(a, b, &v);
+        break;
+    case SP_JT_SUB:
+        over = __builtin_sub_overflow(a, b, &v);
+        break;
+    case SP_JT_MUL:
+        over = __builtin_mul_overflow(a, b, &v);
+        break;
+    case SP_JT_POW:
+        return int_pow(r, a, b, out);
     case SP_JT_DIV:
         if (b == 0) return by_zero(r);
         *out = sp_jval_float((double)((long double)a / (long double)b));
@@ -81,12 +90,24 @@ static sp_status float_op(sp_jrun *r, sp_jtok op, double a, double b, sp_jval *o
     double v;
     if (b == 0 && (op == SP_JT_DIV || op == SP_JT_FLOORDIV || op == SP_JT_MOD)) return by_zero(r);
     switch (op) {
-    case SP_JT_ADD: v = a + b; break;
-    case SP_JT_SUB: v = a - b; break;
-    case SP_JT_MUL: v = a * b; break;
-    case SP_JT_DIV: v = a / b; break;
-    case SP_JT_MOD: v = float_mod(a, b); break;
-    case SP_JT_FLOORDIV: v = float_floor_div(a, b); break;
+    case SP_JT_ADD:
+        v = a + b;
+        break;
+    case SP_JT_SUB:
+        v = a - b;
+        break;
+    case SP_JT_MUL:
+        v = a * b;
+        break;
+    case SP_JT_DIV:
+        v = a / b;
+        break;
+    case SP_JT_MOD:
+        v = float_mod(a, b);
+        break;
+    case SP_JT_FLOORDIV:
+        v = float_floor_div(a, b);
+        break;
     default:
         if (a == 0 && b < 0) return by_zero(r);
         if (a < 0 && isfinite(a) && isfinite(b) && b != floor(b))
@@ -160,8 +181,7 @@ sp_status sp_jval_binary(sp_jrun *r, sp_jtok op, sp_jval a, sp_jval b, sp_jval *
     if (a.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, a);
     if (b.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, b);
     if (sp_jval_is_number(a) && sp_jval_is_number(b)) return number_op(r, op, a, b, out);
-    if (op == SP_JT_ADD && a.type == b.type && a.type == SP_J_STR)
-        return add_strings(r, a, b, out);
+    if (op == SP_JT_ADD && a.type == b.type && a.type == SP_J_STR) return add_strings(r, a, b, out);
     if (op == SP_JT_ADD && a.type == b.type && is_sequence(a)) return add_lists(r, a, b, out);
     if (op == SP_JT_MUL && is_sequence(a) && sp_jval_is_int(b))
         return repeat(r, a, sp_jval_as_int(b), out);
@@ -222,8 +242,10 @@ static sp_status data_attr(sp_jrun *r, sp_jval obj, sp_slice name, sp_jval *out)
         if (v) *out = *v;
         return SP_OK;
     }
-    case SP_J_LOOP: return sp_jloop_attr(r, obj.loop, name, out);
-    case SP_J_MACRO: return macro_attr(r, obj.macro, name, out);
+    case SP_J_LOOP:
+        return sp_jloop_attr(r, obj.loop, name, out);
+    case SP_J_MACRO:
+        return macro_attr(r, obj.macro, name, out);
     case SP_J_CYCLER:
         if (sp_slice_is(name, "current")) *out = obj.cycler->items->at[obj.cycler->at];
         return SP_OK;
@@ -246,17 +268,18 @@ static sp_status data_attr(sp_jrun *r, sp_jval obj, sp_slice name, sp_jval *out)
             *out = sp_jval_int(sp_jval_as_int(obj));
         if (obj.type != SP_J_FLOAT && sp_slice_is(name, "denominator")) *out = sp_jval_int(1);
         return SP_OK;
-    default: return SP_OK;
+    default:
+        return SP_OK;
     }
 }
 
 /* Attributes that every Python object has and that the sandbox hides. */
 static bool is_hidden(sp_slice name) {
     static const char *const words[] = {
-        "__class__",  "__doc__",    "__dir__",    "__eq__",        "__ne__",          "__hash__",
-        "__init__",   "__new__",    "__repr__",   "__str__",       "__reduce__",      "__reduce_ex__",
-        "__format__", "__sizeof__", "__getattribute__", "__setattr__", "__delattr__",
-        "__init_subclass__", "__subclasshook__"};
+        "__class__",   "__doc__",       "__dir__",           "__eq__",          "__ne__",
+        "__hash__",    "__init__",      "__new__",           "__repr__",        "__str__",
+        "__reduce__",  "__reduce_ex__", "__format__",        "__sizeof__",      "__getattribute__",
+        "__setattr__", "__delattr__",   "__init_subclass__", "__subclasshook__"};
     for (size_t i = 0; i < SP_LEN(words); i++)
         if (sp_slice_is(name, words[i])) return true;
     return false;
@@ -279,8 +302,11 @@ sp_status sp_jval_attr(sp_jrun *r, sp_jval obj, sp_slice name, sp_jval *out) {
 static sp_status item(sp_jrun *r, sp_jval obj, sp_jval key, sp_jval *out) {
     *out = sp_jval_missing();
     if (obj.type == SP_J_UNDEFINED) return sp_jval_fail_undefined(r, obj);
-    if (obj.type == SP_J_DICT)
-        return sp_jval_hashable(key) ? sp_jdict_get(r, obj.dict, key, out) : SP_OK;
+    if (obj.type == SP_J_DICT) {
+        bool hashable;
+        SP_TRY(sp_jval_hashable(r, key, &hashable));
+        return hashable ? sp_jdict_get(r, obj.dict, key, out) : SP_OK;
+    }
     if (!is_sequence(obj) && obj.type != SP_J_RANGE) return SP_OK;
     size_t n;
     if (!sp_jval_is_int(key) || !sp_jval_len(obj, &n)) return SP_OK;

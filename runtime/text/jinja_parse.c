@@ -183,7 +183,9 @@ static sp_status body_list(sp_jparser *p, const char *const *ends, sp_jnode_list
             SP_TRY(sp_jparser_node(p, SP_JN_DATA, t->line, &n));
             n->text = t->text;
             break;
-        case SP_JT_VAR_BEGIN: SP_TRY(parse_output(p, &n)); break;
+        case SP_JT_VAR_BEGIN:
+            SP_TRY(parse_output(p, &n));
+            break;
         default:
             SP_TRY(sp_jparser_expect(p, SP_JT_BLOCK_BEGIN));
             if (ends_body(p->at, ends)) return SP_OK;
@@ -261,7 +263,8 @@ static sp_status parse_set(sp_jparser *p, sp_jnode *n) {
 }
 
 static sp_status parse_for(sp_jparser *p, sp_jnode *n) {
-    static const char *const body_ends[] = {"endfor", "else", NULL}, *const ends[] = {"endfor", NULL};
+    static const char *const body_ends[] = {"endfor", "else", NULL}, *const ends[] = {"endfor",
+                                                                                      NULL};
     sp_slice by;
     p->in_for++;
     SP_TRY(parse_target(p, false, &n->a));
@@ -278,8 +281,8 @@ static sp_status parse_for(sp_jparser *p, sp_jnode *n) {
 }
 
 static sp_status branch_list(sp_jparser *p, sp_jnode *n, sp_jnode_list *branches) {
-    static const char *const body_ends[] = {"elif", "else", "endif", NULL},
-                             *const ends[] = {"endif", NULL};
+    static const char *const body_ends[] = {"elif", "else", "endif", NULL}, *const ends[] = {
+                                                                                "endif", NULL};
     for (;;) {
         sp_jnode *b;
         sp_slice by;
@@ -454,9 +457,11 @@ static sp_status refuse_statement(sp_jparser *p) {
     sp_slice word = p->at->text;
     for (size_t i = 0; i < SP_LEN(known); i++)
         if (sp_slice_is(word, known[i]))
-            return SP_FAIL(p->err, SP_E_UNSUPPORTED, "template line %d: the statement '%s' is not supported",
-                           p->at->line, known[i]);
-    return sp_jparser_fail(p, "unknown statement '%.*s'", word.len < 40 ? (int)word.len : 40, word.ptr);
+            return SP_FAIL(p->err, SP_E_UNSUPPORTED,
+                           "template line %d: the statement '%s' is not supported", p->at->line,
+                           known[i]);
+    return sp_jparser_fail(p, "unknown statement '%.*s'", word.len < 40 ? (int)word.len : 40,
+                           word.ptr);
 }
 
 static sp_status parse_statement(sp_jparser *p, sp_jnode **out) {

@@ -98,8 +98,8 @@ static sp_status put_view(sp_jrun *r, sp_jval v, sp_jtext *t) {
 
 static sp_status put_range(sp_jrun *r, const sp_jrange *g, sp_jtext *t) {
     char text[80];
-    int n = snprintf(text, sizeof text, "range(%lld, %lld", (long long)g->start,
-                     (long long)g->stop);
+    int n =
+        snprintf(text, sizeof text, "range(%lld, %lld", (long long)g->start, (long long)g->stop);
     snprintf(text + n, sizeof text - (size_t)n, g->step == 1 ? ")" : ", %lld)", (long long)g->step);
     return sp_jtext_puts(r, t, text);
 }
@@ -124,16 +124,26 @@ static sp_status put_container(sp_jrun *r, sp_jval v, sp_jtext *t) {
     SP_TRY(sp_jrun_charge(r, 1));
     SP_TRY(sp_jrun_enter(r));
     switch ((sp_jtype)v.type) {
-    case SP_J_LIST: SP_TRY(put_items(r, v.list, '[', ']', t)); break;
-    case SP_J_TUPLE: SP_TRY(put_items(r, v.list, '(', ')', t)); break;
-    case SP_J_DICT: SP_TRY(put_dict(r, v.dict, t)); break;
-    case SP_J_VIEW: SP_TRY(put_view(r, v, t)); break;
+    case SP_J_LIST:
+        SP_TRY(put_items(r, v.list, '[', ']', t));
+        break;
+    case SP_J_TUPLE:
+        SP_TRY(put_items(r, v.list, '(', ')', t));
+        break;
+    case SP_J_DICT:
+        SP_TRY(put_dict(r, v.dict, t));
+        break;
+    case SP_J_VIEW:
+        SP_TRY(put_view(r, v, t));
+        break;
     case SP_J_NAMESPACE:
         SP_TRY(sp_jtext_puts(r, t, "<Namespace "));
         SP_TRY(put_dict(r, v.dict, t));
         SP_TRY(sp_jtext_puts(r, t, ">"));
         break;
-    default: SP_TRY(put_object(r, v, t)); break;
+    default:
+        SP_TRY(put_object(r, v, t));
+        break;
     }
     sp_jrun_leave(r);
     return SP_OK;
@@ -143,21 +153,29 @@ sp_status sp_jval_put_repr(sp_jrun *r, sp_jval v, sp_jtext *t) {
     char text[32];
     switch ((sp_jtype)v.type) {
     case SP_J_MISSING:
-    case SP_J_UNDEFINED: return sp_jtext_puts(r, t, "Undefined");
-    case SP_J_NONE: return sp_jtext_puts(r, t, "None");
-    case SP_J_BOOL: return sp_jtext_puts(r, t, v.b ? "True" : "False");
+    case SP_J_UNDEFINED:
+        return sp_jtext_puts(r, t, "Undefined");
+    case SP_J_NONE:
+        return sp_jtext_puts(r, t, "None");
+    case SP_J_BOOL:
+        return sp_jtext_puts(r, t, v.b ? "True" : "False");
     case SP_J_INT:
         snprintf(text, sizeof text, "%lld", (long long)v.i);
         return sp_jtext_puts(r, t, text);
-    case SP_J_FLOAT: sp_jfloat_repr(v.f, text); return sp_jtext_puts(r, t, text);
-    case SP_J_BIG: return sp_jtext_put(r, t, sp_jval_slice(v));
+    case SP_J_FLOAT:
+        sp_jfloat_repr(v.f, text);
+        return sp_jtext_puts(r, t, text);
+    case SP_J_BIG:
+        return sp_jtext_put(r, t, sp_jval_slice(v));
     case SP_J_STR:
         if (!v.mark) return put_str_repr(r, sp_jval_slice(v), t);
         SP_TRY(sp_jtext_puts(r, t, "Markup("));
         SP_TRY(put_str_repr(r, sp_jval_slice(v), t));
         return sp_jtext_puts(r, t, ")");
-    case SP_J_RANGE: return put_range(r, v.range, t);
-    default: return put_container(r, v, t);
+    case SP_J_RANGE:
+        return put_range(r, v.range, t);
+    default:
+        return put_container(r, v, t);
     }
 }
 
@@ -220,7 +238,8 @@ static sp_status json_break(sp_jrun *r, const sp_jjson_options *o, int depth, sp
 
 static sp_status json_float(sp_jrun *r, double f, sp_jtext *t) {
     char text[32];
-    if (isnan(f) || isinf(f)) return sp_jtext_puts(r, t, isnan(f) ? "NaN" : f < 0 ? "-Infinity" : "Infinity");
+    if (isnan(f) || isinf(f))
+        return sp_jtext_puts(r, t, isnan(f) ? "NaN" : f < 0 ? "-Infinity" : "Infinity");
     sp_jfloat_repr(f, text);
     return sp_jtext_puts(r, t, text);
 }
@@ -281,15 +300,21 @@ static sp_status json_value(sp_jrun *r, sp_jval v, const sp_jjson_options *o, in
                             sp_jtext *t) {
     SP_TRY(sp_jrun_charge(r, 1));
     switch ((sp_jtype)v.type) {
-    case SP_J_NONE: return sp_jtext_puts(r, t, "null");
-    case SP_J_BOOL: return sp_jtext_puts(r, t, v.b ? "true" : "false");
+    case SP_J_NONE:
+        return sp_jtext_puts(r, t, "null");
+    case SP_J_BOOL:
+        return sp_jtext_puts(r, t, v.b ? "true" : "false");
     case SP_J_INT:
-    case SP_J_BIG: return sp_jval_put_repr(r, v, t);
-    case SP_J_FLOAT: return json_float(r, v.f, t);
-    case SP_J_STR: return json_string(r, sp_jval_slice(v), o->ascii, t);
+    case SP_J_BIG:
+        return sp_jval_put_repr(r, v, t);
+    case SP_J_FLOAT:
+        return json_float(r, v.f, t);
+    case SP_J_STR:
+        return json_string(r, sp_jval_slice(v), o->ascii, t);
     case SP_J_LIST:
     case SP_J_TUPLE:
-    case SP_J_DICT: break;
+    case SP_J_DICT:
+        break;
     default:
         return sp_jrun_fail(r, "object of type %s is not JSON serializable", sp_jval_type_name(v));
     }

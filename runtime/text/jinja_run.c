@@ -21,8 +21,9 @@ sp_status sp_jrun_take(sp_jrun *r, size_t size, void **out) {
         return SP_OK;
     }
     if (size >= r->memory_max || size + 16 > r->memory_max - r->arena.used_bytes)
-        return SP_FAIL(r->err, SP_E_TOOLONG, "template line %d: its values take more than %zu bytes",
-                       r->line, r->memory_max);
+        return SP_FAIL(r->err, SP_E_TOOLONG,
+                       "template line %d: its values take more than %zu bytes", r->line,
+                       r->memory_max);
     return SP_FAIL(r->err, SP_E_NOMEM, "no memory for the values of a template");
 }
 
@@ -31,8 +32,8 @@ sp_status sp_jrun_charge(sp_jrun *r, uint64_t steps) {
         r->steps_left -= (int64_t)steps;
         return SP_OK;
     }
-    return SP_FAIL(r->err, SP_E_TOOLONG, "template line %d: rendering takes more steps than allowed",
-                   r->line);
+    return SP_FAIL(r->err, SP_E_TOOLONG,
+                   "template line %d: rendering takes more steps than allowed", r->line);
 }
 
 sp_status sp_jrun_enter(sp_jrun *r) {
@@ -41,12 +42,13 @@ sp_status sp_jrun_enter(sp_jrun *r) {
                    r->levels_max);
 }
 
-void sp_jrun_leave(sp_jrun *r) { r->levels--; }
+void sp_jrun_leave(sp_jrun *r) {
+    r->levels--;
+}
 
 /* --- scopes --- */
 
-sp_status sp_jrun_open_scope(sp_jrun *r, sp_jscope *up, const sp_jnames *hidden,
-                             sp_jscope **out) {
+sp_status sp_jrun_open_scope(sp_jrun *r, sp_jscope *up, const sp_jnames *hidden, sp_jscope **out) {
     void *p = NULL;
     SP_TRY(sp_jrun_take(r, sizeof(sp_jscope), &p));
     *out = p;
@@ -110,7 +112,8 @@ static sp_status assign_tuple(sp_jrun *r, sp_jscope *s, const sp_jnodes *targets
         bool done;
         SP_TRY(sp_jiter_next(r, it, &item, &done));
         if (done && i < targets->n)
-            return sp_jrun_fail(r, "not enough values to unpack (expected %d, got %d)", targets->n, i);
+            return sp_jrun_fail(r, "not enough values to unpack (expected %d, got %d)", targets->n,
+                                i);
         if (done) return SP_OK;
         if (i == targets->n)
             return sp_jrun_fail(r, "too many values to unpack (expected %d)", targets->n);
@@ -127,4 +130,3 @@ sp_status sp_jrun_assign(sp_jrun *r, sp_jscope *s, const sp_jnode *target, sp_jv
                             (int)target->text.len, target->text.ptr);
     return sp_jdict_put(r, ns->dict, target->value, v);
 }
-

@@ -1,9 +1,9 @@
 /* Which names a scope hides before it has set them.
  *
- * Jinja decides at compile time where a name lives. A scope that assigns a name in every way through
- * it, and has not read it before, owns that name from its start, unless a scope around it already
- * knows the name: until the assignment it is undefined, even where the render has a variable of that
- * name. Loops and macros inside, which run before the assignment, see that. A name that is read
+ * Jinja decides at compile time where a name lives. A scope that assigns a name in every way
+ * through it, and has not read it before, owns that name from its start, unless a scope around it
+ * already knows the name: until the assignment it is undefined, even where the render has a variable
+ * of that name. Loops and macros inside, which run before the assignment, see that. A name that is read
  * first, or assigned in some branches only, begins as what it is outside. */
 #include "runtime/text/jinja_ast.h"
 
@@ -12,7 +12,13 @@
 /* Templates that make this product larger are not analysed: nothing is hidden then. */
 #define WORK_MAX ((int64_t)1 << 27)
 
-typedef enum load { UNKNOWN, RESOLVE, ALIAS, HIDDEN, PARAMETER } load;
+typedef enum load {
+    UNKNOWN,
+    RESOLVE,
+    ALIAS,
+    HIDDEN,
+    PARAMETER
+} load;
 
 typedef struct frame {
     const struct frame *up;
@@ -57,7 +63,9 @@ static bool frame_init(analyser *a, frame *f, const frame *up) {
     return !a->failed;
 }
 
-static void frame_fini(frame *f) { sp_free(f->kind); }
+static void frame_fini(frame *f) {
+    sp_free(f->kind);
+}
 
 static void visit(analyser *a, frame *f, const sp_jnode *n);
 
@@ -90,7 +98,8 @@ static void visit_if(analyser *a, frame *f, const sp_jnode *n) {
     const sp_jnode *const *branches = (const sp_jnode *const *)n->list.at;
     if (n->list.n) visit(a, f, n->list.at[0]->a);
     visit_branch(a, f, branches, n->list.n > 0, &way[0]);
-    if (!a->failed) visit_branch(a, f, branches + (n->list.n > 0), n->list.n > 0 ? n->list.n - 1 : 0, &way[1]);
+    if (!a->failed)
+        visit_branch(a, f, branches + (n->list.n > 0), n->list.n > 0 ? n->list.n - 1 : 0, &way[1]);
     if (!a->failed) visit_branch(a, f, &rest, 1, &way[2]);
     for (int name = 0; name < a->t->n_names && !a->failed; name++) {
         int stores = way[0].stored[name] + way[1].stored[name] + way[2].stored[name];
@@ -107,14 +116,29 @@ static void visit_if(analyser *a, frame *f, const sp_jnode *n) {
 static void visit(analyser *a, frame *f, const sp_jnode *n) {
     if (!n || a->failed) return;
     switch (n->kind) {
-    case SP_JN_NAME: read_name(f, n->name); return;
-    case SP_JN_IF: visit_if(a, f, n); return;
-    case SP_JN_FOR: visit(a, f, n->b); return;
-    case SP_JN_MACRO: store_name(f, n->name); return;
-    case SP_JN_CALLBLOCK: visit(a, f, n->a); return;
-    case SP_JN_FILTERBLOCK: visit(a, f, n->b); return;
-    case SP_JN_GENERATION: return;
-    case SP_JN_SETBLOCK: store_target(f, n->a, false); return;
+    case SP_JN_NAME:
+        read_name(f, n->name);
+        return;
+    case SP_JN_IF:
+        visit_if(a, f, n);
+        return;
+    case SP_JN_FOR:
+        visit(a, f, n->b);
+        return;
+    case SP_JN_MACRO:
+        store_name(f, n->name);
+        return;
+    case SP_JN_CALLBLOCK:
+        visit(a, f, n->a);
+        return;
+    case SP_JN_FILTERBLOCK:
+        visit(a, f, n->b);
+        return;
+    case SP_JN_GENERATION:
+        return;
+    case SP_JN_SETBLOCK:
+        store_target(f, n->a, false);
+        return;
     case SP_JN_SET:
         visit(a, f, n->b);
         store_target(f, n->a, false);
@@ -122,7 +146,8 @@ static void visit(analyser *a, frame *f, const sp_jnode *n) {
     case SP_JN_WITH:
         for (int i = 0; i < n->args.n; i++) visit(a, f, n->args.at[i]->b);
         return;
-    default: break;
+    default:
+        break;
     }
     visit(a, f, n->a);
     visit(a, f, n->b);
@@ -196,8 +221,11 @@ static void find_scopes(analyser *a, const frame *f, sp_jnode *n) {
     case SP_JN_SETBLOCK:
     case SP_JN_FILTERBLOCK:
     case SP_JN_GENERATION:
-    case SP_JN_WITH: analyse_scope(a, f, n, &n->list, &n->hidden); return;
-    default: return;
+    case SP_JN_WITH:
+        analyse_scope(a, f, n, &n->list, &n->hidden);
+        return;
+    default:
+        return;
     }
 }
 

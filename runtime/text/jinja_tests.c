@@ -8,11 +8,11 @@ static sp_status answer(sp_jval *out, bool b) {
 }
 
 /* A test that looks at the type or the value alone. */
-#define SIMPLE(name, condition)                                                                    \
-    static sp_status name(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,           \
-                          sp_jval *out) {                                                          \
-        (void)r, (void)v, (void)c;                                                                 \
-        return answer(out, condition);                                                             \
+#define SIMPLE(name, condition) \
+    static sp_status name(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c, \
+                          sp_jval *out) { \
+        (void)r, (void)v, (void)c; \
+        return answer(out, condition); \
     }
 
 SIMPLE(is_defined, self.type != SP_J_UNDEFINED)
@@ -38,8 +38,9 @@ SIMPLE(is_sequence, self.type == SP_J_UNDEFINED || self.type == SP_J_STR ||
 /* Whether a table has the name; asking needs something that can be a key. */
 static sp_status named_in(sp_jrun *r, sp_jval self, const sp_jspec *(*find)(sp_slice),
                           sp_jval *out) {
-    if (!sp_jval_hashable(self))
-        return sp_jrun_fail(r, "unhashable type: '%s'", sp_jval_type_name(self));
+    bool hashable;
+    SP_TRY(sp_jval_hashable(r, self, &hashable));
+    if (!hashable) return sp_jrun_fail(r, "unhashable type: '%s'", sp_jval_type_name(self));
     return answer(out, self.type == SP_J_STR && find(sp_jval_slice(self)));
 }
 
@@ -79,8 +80,7 @@ static sp_status is_lower(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_j
     return letters_are(r, self, false, out);
 }
 
-static sp_status remainder_is(sp_jrun *r, sp_jval self, sp_jval by, int64_t wanted,
-                              sp_jval *out) {
+static sp_status remainder_is(sp_jrun *r, sp_jval self, sp_jval by, int64_t wanted, sp_jval *out) {
     sp_jval rest;
     bool same;
     SP_TRY(sp_jval_binary(r, SP_JT_MOD, self, by, &rest));
@@ -159,44 +159,25 @@ static sp_status is_sameas(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_
 }
 
 static const sp_jspec TESTS[] = {
-    {"defined", is_defined, "", 0},
-    {"undefined", is_undefined, "", 0},
-    {"none", is_none, "", 0},
-    {"boolean", is_boolean, "", 0},
-    {"true", is_true, "", 0},
-    {"false", is_false, "", 0},
-    {"integer", is_integer, "", 0},
-    {"float", is_float, "", 0},
-    {"number", is_number, "", 0},
-    {"string", is_string, "", 0},
-    {"mapping", is_mapping, "", 0},
-    {"iterable", is_iterable, "", 0},
-    {"sequence", is_sequence, "", 0},
-    {"callable", is_callable, "", 0},
-    {"escaped", is_escaped, "", 0},
-    {"filter", is_filter, "", 0},
-    {"test", is_test, "", 0},
-    {"upper", is_upper, "", 0},
-    {"lower", is_lower, "", 0},
-    {"odd", is_odd, "", 0},
-    {"even", is_even, "", 0},
-    {"divisibleby", is_divisibleby, "num", 1},
-    {"sameas", is_sameas, "other", 1},
-    {"in", is_in, "seq", 1},
-    {"eq", is_eq, "other", 1},
-    {"equalto", is_eq, "other", 1},
-    {"==", is_eq, "other", 1},
-    {"ne", is_ne, "other", 1},
-    {"!=", is_ne, "other", 1},
-    {"lt", is_lt, "other", 1},
-    {"lessthan", is_lt, "other", 1},
-    {"<", is_lt, "other", 1},
-    {"gt", is_gt, "other", 1},
-    {"greaterthan", is_gt, "other", 1},
-    {">", is_gt, "other", 1},
-    {"le", is_le, "other", 1},
-    {"<=", is_le, "other", 1},
-    {"ge", is_ge, "other", 1},
+    {"defined", is_defined, "", 0},    {"undefined", is_undefined, "", 0},
+    {"none", is_none, "", 0},          {"boolean", is_boolean, "", 0},
+    {"true", is_true, "", 0},          {"false", is_false, "", 0},
+    {"integer", is_integer, "", 0},    {"float", is_float, "", 0},
+    {"number", is_number, "", 0},      {"string", is_string, "", 0},
+    {"mapping", is_mapping, "", 0},    {"iterable", is_iterable, "", 0},
+    {"sequence", is_sequence, "", 0},  {"callable", is_callable, "", 0},
+    {"escaped", is_escaped, "", 0},    {"filter", is_filter, "", 0},
+    {"test", is_test, "", 0},          {"upper", is_upper, "", 0},
+    {"lower", is_lower, "", 0},        {"odd", is_odd, "", 0},
+    {"even", is_even, "", 0},          {"divisibleby", is_divisibleby, "num", 1},
+    {"sameas", is_sameas, "other", 1}, {"in", is_in, "seq", 1},
+    {"eq", is_eq, "other", 1},         {"equalto", is_eq, "other", 1},
+    {"==", is_eq, "other", 1},         {"ne", is_ne, "other", 1},
+    {"!=", is_ne, "other", 1},         {"lt", is_lt, "other", 1},
+    {"lessthan", is_lt, "other", 1},   {"<", is_lt, "other", 1},
+    {"gt", is_gt, "other", 1},         {"greaterthan", is_gt, "other", 1},
+    {">", is_gt, "other", 1},          {"le", is_le, "other", 1},
+    {"<=", is_le, "other", 1},         {"ge", is_ge, "other", 1},
     {">=", is_ge, "other", 1},
 };
 

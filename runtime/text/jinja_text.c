@@ -12,12 +12,15 @@ static bool in_spans(uint32_t cp, const span *s, size_t n) {
     return false;
 }
 
-static utf8proc_category_t category(uint32_t cp) { return utf8proc_category((utf8proc_int32_t)cp); }
+static utf8proc_category_t category(uint32_t cp) {
+    return utf8proc_category((utf8proc_int32_t)cp);
+}
 
 bool sp_char_space(uint32_t cp) {
     if (cp < 0x80) return (cp >= 9 && cp <= 13) || (cp >= 0x1c && cp <= 0x20);
-    static const span s[] = {{0x85, 0x85},     {0xa0, 0xa0},     {0x1680, 0x1680}, {0x2000, 0x200a},
-                             {0x2028, 0x2029}, {0x202f, 0x202f}, {0x205f, 0x205f}, {0x3000, 0x3000}};
+    static const span s[] = {{0x85, 0x85},     {0xa0, 0xa0},     {0x1680, 0x1680},
+                             {0x2000, 0x200a}, {0x2028, 0x2029}, {0x202f, 0x202f},
+                             {0x205f, 0x205f}, {0x3000, 0x3000}};
     return in_spans(cp, s, SP_LEN(s));
 }
 
@@ -36,8 +39,10 @@ bool sp_char_printable(uint32_t cp) {
     case UTF8PROC_CATEGORY_CO:
     case UTF8PROC_CATEGORY_ZS:
     case UTF8PROC_CATEGORY_ZL:
-    case UTF8PROC_CATEGORY_ZP: return false;
-    default: return true;
+    case UTF8PROC_CATEGORY_ZP:
+        return false;
+    default:
+        return true;
     }
 }
 
@@ -52,10 +57,11 @@ bool sp_char_decimal(uint32_t cp) {
 }
 
 bool sp_char_digit(uint32_t cp) {
-    static const span s[] = {{0xb2, 0xb3},     {0xb9, 0xb9},     {0x1369, 0x1371}, {0x19da, 0x19da},
-                             {0x2070, 0x2070}, {0x2074, 0x2079}, {0x2080, 0x2089}, {0x2460, 0x2468},
-                             {0x2474, 0x247c}, {0x2488, 0x2490}, {0x24ea, 0x24ea}, {0x24f5, 0x24fd},
-                             {0x24ff, 0x24ff}, {0x2776, 0x277e}, {0x2780, 0x2788}, {0x278a, 0x2792}};
+    static const span s[] = {
+        {0xb2, 0xb3},     {0xb9, 0xb9},     {0x1369, 0x1371}, {0x19da, 0x19da},
+        {0x2070, 0x2070}, {0x2074, 0x2079}, {0x2080, 0x2089}, {0x2460, 0x2468},
+        {0x2474, 0x247c}, {0x2488, 0x2490}, {0x24ea, 0x24ea}, {0x24f5, 0x24fd},
+        {0x24ff, 0x24ff}, {0x2776, 0x277e}, {0x2780, 0x2788}, {0x278a, 0x2792}};
     return sp_char_decimal(cp) || in_spans(cp, s, SP_LEN(s));
 }
 
@@ -77,11 +83,11 @@ bool sp_char_alnum(uint32_t cp) {
 
 bool sp_char_lower(uint32_t cp) {
     if (cp < 0x80) return cp >= 'a' && cp <= 'z';
-    static const span s[] = {{0xaa, 0xaa},     {0xba, 0xba},     {0x2b0, 0x2b8},   {0x2c0, 0x2c1},
-                             {0x2e0, 0x2e4},   {0x345, 0x345},   {0x37a, 0x37a},   {0x1d2c, 0x1d6a},
-                             {0x1d78, 0x1d78}, {0x1d9b, 0x1dbf}, {0x2071, 0x2071}, {0x207f, 0x207f},
-                             {0x2090, 0x209c}, {0x2170, 0x217f}, {0x24d0, 0x24e9}, {0x2c7c, 0x2c7d},
-                             {0xa69c, 0xa69d}, {0xa770, 0xa770}, {0xa7f8, 0xa7f9}, {0xab5c, 0xab5f}};
+    static const span s[] = {
+        {0xaa, 0xaa},     {0xba, 0xba},     {0x2b0, 0x2b8},   {0x2c0, 0x2c1},   {0x2e0, 0x2e4},
+        {0x345, 0x345},   {0x37a, 0x37a},   {0x1d2c, 0x1d6a}, {0x1d78, 0x1d78}, {0x1d9b, 0x1dbf},
+        {0x2071, 0x2071}, {0x207f, 0x207f}, {0x2090, 0x209c}, {0x2170, 0x217f}, {0x24d0, 0x24e9},
+        {0x2c7c, 0x2c7d}, {0xa69c, 0xa69d}, {0xa770, 0xa770}, {0xa7f8, 0xa7f9}, {0xab5c, 0xab5f}};
     return category(cp) == UTF8PROC_CATEGORY_LL || in_spans(cp, s, SP_LEN(s));
 }
 
@@ -95,16 +101,18 @@ bool sp_char_upper(uint32_t cp) {
     return category(cp) == UTF8PROC_CATEGORY_LU || in_spans(cp, s, SP_LEN(s));
 }
 
-bool sp_char_title(uint32_t cp) { return cp >= 0x80 && category(cp) == UTF8PROC_CATEGORY_LT; }
+bool sp_char_title(uint32_t cp) {
+    return cp >= 0x80 && category(cp) == UTF8PROC_CATEGORY_LT;
+}
 
 static bool cased(uint32_t cp) {
     return sp_char_lower(cp) || sp_char_upper(cp) || sp_char_title(cp);
 }
 
 static bool case_ignorable(uint32_t cp) {
-    static const uint16_t marks[] = {0x27,   0x2e,   0x3a,   0xb7,   0x387,  0x55f,  0x5f4,
-                                     0x2018, 0x2019, 0x2024, 0x2027, 0xfe13, 0xfe52, 0xfe55,
-                                     0xff07, 0xff0e, 0xff1a};
+    static const uint16_t marks[] = {0x27,   0x2e,   0x3a,   0xb7,   0x387,  0x55f,
+                                     0x5f4,  0x2018, 0x2019, 0x2024, 0x2027, 0xfe13,
+                                     0xfe52, 0xfe55, 0xff07, 0xff0e, 0xff1a};
     for (size_t i = 0; i < SP_LEN(marks); i++)
         if (cp == marks[i]) return true;
     switch (category(cp)) {
@@ -112,8 +120,10 @@ static bool case_ignorable(uint32_t cp) {
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_CF:
     case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_SK: return true;
-    default: return false;
+    case UTF8PROC_CATEGORY_SK:
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -179,8 +189,8 @@ static sp_status put_lower(sp_jrun *r, sp_jtext *t, sp_slice s, size_t at, size_
 static sp_status put_folded(sp_jrun *r, sp_jtext *t, uint32_t cp) {
     utf8proc_int32_t to[8];
     int boundary = 0;
-    utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)cp, to, (utf8proc_ssize_t)SP_LEN(to),
-                                                 UTF8PROC_CASEFOLD, &boundary);
+    utf8proc_ssize_t n = utf8proc_decompose_char(
+        (utf8proc_int32_t)cp, to, (utf8proc_ssize_t)SP_LEN(to), UTF8PROC_CASEFOLD, &boundary);
     if (n < 1 || n > (utf8proc_ssize_t)SP_LEN(to)) return sp_jtext_char(r, t, cp);
     for (utf8proc_ssize_t i = 0; i < n; i++) SP_TRY(sp_jtext_char(r, t, (uint32_t)to[i]));
     return SP_OK;
@@ -217,6 +227,10 @@ static bool strips(uint32_t cp, const sp_slice *chars) {
         if (c == cp) return true;
     }
     return false;
+}
+
+sp_status sp_jrun_charge_strip(sp_jrun *r, sp_slice s, sp_slice chars) {
+    return sp_jrun_charge(r, (uint64_t)(s.len / 32) * (chars.len / 32));
 }
 
 sp_slice sp_slice_strip(sp_slice s, const sp_slice *chars, int sides) {

@@ -37,7 +37,13 @@ typedef enum sp_case {
 } sp_case;
 SP_NODISCARD sp_status sp_jtext_case(sp_jrun *r, sp_jtext *t, sp_slice s, sp_case how);
 
-enum { SP_STRIP_LEFT = 1, SP_STRIP_RIGHT = 2, SP_STRIP_BOTH = 3 };
+enum {
+    SP_STRIP_LEFT = 1,
+    SP_STRIP_RIGHT = 2,
+    SP_STRIP_BOTH = 3
+};
+/** Charges for sp_slice_strip() with characters of one's own, which are searched one by one. */
+SP_NODISCARD sp_status sp_jrun_charge_strip(sp_jrun *r, sp_slice s, sp_slice chars);
 /** Without the characters of `chars` (NULL: whitespace) at its ends. */
 sp_slice sp_slice_strip(sp_slice s, const sp_slice *chars, int sides);
 /** The last character of `s` and its length in bytes; 0: empty. */

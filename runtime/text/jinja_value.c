@@ -195,25 +195,50 @@ static uint64_t mix(uint64_t x) {
     return x ^ x >> 29;
 }
 
+static sp_status hash_of(sp_jrun *r, sp_jval v, uint64_t *out);
+
+static sp_status hash_tuple(sp_jrun *r, const sp_jlist *l, uint64_t *out) {
+    uint64_t h = 17, item;
+    SP_TRY(sp_jrun_charge(r, l->n));
+    SP_TRY(sp_jrun_enter(r));
+    for (size_t i = 0; i < l->n; i++) {
+        SP_TRY(hash_of(r, l->at[i], &item));
+        h = mix(h * 31 + item);
+    }
+    sp_jrun_leave(r);
+    *out = h;
+    return SP_OK;
+}
+
 /* Equal values have equal hashes, and 1 == 1.0 == true. */
-static uint64_t hash_of(sp_jval v) {
+static sp_status hash_of(sp_jrun *r, sp_jval v, uint64_t *out) {
+    bool whole;
     switch ((sp_jtype)v.type) {
     case SP_J_STR:
-    case SP_J_BIG: return sp_hash_bytes(v.s->ptr, v.s->len);
+    case SP_J_BIG:
+        *out = sp_hash_bytes(v.s->ptr, v.s->len);
+        return SP_OK;
     case SP_J_BOOL:
-    case SP_J_INT: return mix((uint64_t)sp_jval_as_int(v));
+    case SP_J_INT:
+        *out = mix((uint64_t)sp_jval_as_int(v));
+        return SP_OK;
     case SP_J_FLOAT:
-        if (v.f >= -9e18 && v.f <= 9e18 && v.f == (double)(int64_t)v.f)
-            return mix((uint64_t)(int64_t)v.f);
-        return sp_hash_bytes(&v.f, sizeof v.f);
-    case SP_J_TUPLE: {
-        uint64_t h = 17;
-        for (size_t i = 0; i < v.list->n; i++) h = mix(h * 31 + hash_of(v.list->at[i]));
-        return h;
-    }
+        whole = v.f >= -9e18 && v.f <= 9e18 && v.f == (double)(int64_t)v.f;
+        *out = whole ? mix((uint64_t)(int64_t)v.f) : sp_hash_bytes(&v.f, sizeof v.f);
+        return SP_OK;
+    case SP_J_TUPLE:
+        return hash_tuple(r, v.list, out);
     case SP_J_NONE:
-    case SP_J_UNDEFINED: return v.type;
-    default: return mix((uint64_t)(uintptr_t)v.fn);
+    case SP_J_UNDEFINED:
+        *out = v.type;
+        return SP_OK;
+    case SP_J_LIST:
+    case SP_J_DICT:
+    case SP_J_VIEW:
+        return sp_jrun_fail(r, "unhashable type: '%s'", sp_jval_type_name(v));
+    default:
+        *out = mix((uint64_t)(uintptr_t)v.fn);
+        return SP_OK;
     }
 }
 
@@ -280,15 +305,10 @@ static sp_status find_entry(sp_jrun *r, const sp_jdict *d, sp_jval key, uint64_t
     return probes > INDEX_FROM ? sp_jrun_charge(r, probes / 8) : SP_OK;
 }
 
-static sp_status need_hashable(sp_jrun *r, sp_jval key) {
-    if (sp_jval_hashable(key)) return SP_OK;
-    return sp_jrun_fail(r, "unhashable type: '%s'", sp_jval_type_name(key));
-}
-
 sp_status sp_jdict_put(sp_jrun *r, sp_jdict *d, sp_jval key, sp_jval value) {
-    SP_TRY(need_hashable(r, key));
-    uint64_t hash = hash_of(key);
+    uint64_t hash;
     sp_jentry *e;
+    SP_TRY(hash_of(r, key, &hash));
     SP_TRY(find_entry(r, d, key, hash, &e));
     if (e) {
         e->value = value;
@@ -301,9 +321,10 @@ sp_status sp_jdict_put(sp_jrun *r, sp_jdict *d, sp_jval key, sp_jval value) {
 }
 
 sp_status sp_jdict_get(sp_jrun *r, const sp_jdict *d, sp_jval key, sp_jval *out) {
-    SP_TRY(need_hashable(r, key));
+    uint64_t hash;
     sp_jentry *e;
-    SP_TRY(find_entry(r, d, key, hash_of(key), &e));
+    SP_TRY(hash_of(r, key, &hash));
+    SP_TRY(find_entry(r, d, key, hash, &e));
     *out = e ? e->value : sp_jval_missing();
     return SP_OK;
 }
@@ -390,13 +411,25 @@ sp_status sp_jval_of_json(sp_jrun *r, const sp_json_node *node, sp_jval *out) {
     SP_TRY(sp_jrun_charge(r, 1));
     SP_TRY(sp_jrun_enter(r));
     switch (sp_json_type_of(node)) {
-    case SP_JSON_NULL: *out = sp_jval_none(); break;
-    case SP_JSON_BOOL: *out = sp_jval_bool(sp_json_bool(node)); break;
+    case SP_JSON_NULL:
+        *out = sp_jval_none();
+        break;
+    case SP_JSON_BOOL:
+        *out = sp_jval_bool(sp_json_bool(node));
+        break;
     case SP_JSON_INT:
-    case SP_JSON_FLOAT: SP_TRY(of_number(r, node, out)); break;
-    case SP_JSON_STRING: SP_TRY(sp_jval_str(r, sp_json_string(node), out)); break;
-    case SP_JSON_ARRAY: SP_TRY(of_array(r, node, out)); break;
-    case SP_JSON_OBJECT: SP_TRY(of_object(r, node, out)); break;
+    case SP_JSON_FLOAT:
+        SP_TRY(of_number(r, node, out));
+        break;
+    case SP_JSON_STRING:
+        SP_TRY(sp_jval_str(r, sp_json_string(node), out));
+        break;
+    case SP_JSON_ARRAY:
+        SP_TRY(of_array(r, node, out));
+        break;
+    case SP_JSON_OBJECT:
+        SP_TRY(of_object(r, node, out));
+        break;
     }
     sp_jrun_leave(r);
     return SP_OK;

@@ -99,7 +99,11 @@ typedef struct sp_jdict {
     size_t index_size; /* a power of two, or 0 */
 } sp_jdict;
 
-typedef enum sp_jview_kind { SP_J_KEYS, SP_J_VALUES, SP_J_ITEMS } sp_jview_kind;
+typedef enum sp_jview_kind {
+    SP_J_KEYS,
+    SP_J_VALUES,
+    SP_J_ITEMS
+} sp_jview_kind;
 typedef struct sp_jview {
     sp_jdict *dict;
     sp_jview_kind kind;
@@ -133,23 +137,39 @@ SP_NODISCARD sp_status sp_jrun_charge(sp_jrun *r, uint64_t steps);
 SP_NODISCARD sp_status sp_jrun_enter(sp_jrun *r);
 void sp_jrun_leave(sp_jrun *r);
 
-static inline sp_jval sp_jval_missing(void) { return (sp_jval){.type = SP_J_MISSING}; }
-static inline sp_jval sp_jval_none(void) { return (sp_jval){.type = SP_J_NONE}; }
-static inline sp_jval sp_jval_bool(bool b) { return (sp_jval){.type = SP_J_BOOL, .b = b}; }
-static inline sp_jval sp_jval_int(int64_t i) { return (sp_jval){.type = SP_J_INT, .i = i}; }
-static inline sp_jval sp_jval_float(double f) { return (sp_jval){.type = SP_J_FLOAT, .f = f}; }
+static inline sp_jval sp_jval_missing(void) {
+    return (sp_jval){.type = SP_J_MISSING};
+}
+static inline sp_jval sp_jval_none(void) {
+    return (sp_jval){.type = SP_J_NONE};
+}
+static inline sp_jval sp_jval_bool(bool b) {
+    return (sp_jval){.type = SP_J_BOOL, .b = b};
+}
+static inline sp_jval sp_jval_int(int64_t i) {
+    return (sp_jval){.type = SP_J_INT, .i = i};
+}
+static inline sp_jval sp_jval_float(double f) {
+    return (sp_jval){.type = SP_J_FLOAT, .f = f};
+}
 static inline sp_jval sp_jval_list(sp_jlist *l) {
     return (sp_jval){.type = SP_J_LIST, .list = l};
 }
 static inline sp_jval sp_jval_tuple(sp_jlist *l) {
     return (sp_jval){.type = SP_J_TUPLE, .list = l};
 }
-static inline bool sp_jval_is_int(sp_jval v) { return v.type == SP_J_INT || v.type == SP_J_BOOL; }
-static inline int64_t sp_jval_as_int(sp_jval v) { return v.type == SP_J_BOOL ? v.b : v.i; }
+static inline bool sp_jval_is_int(sp_jval v) {
+    return v.type == SP_J_INT || v.type == SP_J_BOOL;
+}
+static inline int64_t sp_jval_as_int(sp_jval v) {
+    return v.type == SP_J_BOOL ? v.b : v.i;
+}
 static inline bool sp_jval_is_number(sp_jval v) {
     return sp_jval_is_int(v) || v.type == SP_J_FLOAT || v.type == SP_J_BIG;
 }
-static inline sp_slice sp_jval_slice(sp_jval str) { return (sp_slice){str.s->ptr, str.s->len}; }
+static inline sp_slice sp_jval_slice(sp_jval str) {
+    return (sp_slice){str.s->ptr, str.s->len};
+}
 /** INT, BOOL, BIG or FLOAT as a double. */
 double sp_jval_as_float(sp_jval v);
 
@@ -190,7 +210,8 @@ SP_NODISCARD sp_status sp_jdict_get(sp_jrun *r, const sp_jdict *d, sp_jval key, 
 const sp_jval *sp_jdict_find(const sp_jdict *d, sp_slice key);
 
 const char *sp_jval_type_name(sp_jval v); /* "str", "NoneType", … */
-bool sp_jval_hashable(sp_jval v);
+/** Whether v can be a key; a tuple only when all in it can. */
+SP_NODISCARD sp_status sp_jval_hashable(sp_jrun *r, sp_jval v, bool *out);
 bool sp_jval_truth(sp_jval v);
 SP_NODISCARD sp_status sp_jval_eq(sp_jrun *r, sp_jval a, sp_jval b, bool *out);
 /** a < b. Errors: SP_E_FORMAT for types without an order. */
@@ -204,7 +225,8 @@ SP_NODISCARD sp_status sp_jval_in(sp_jrun *r, sp_jval needle, sp_jval hay, bool 
 
 /** Sorts `items` by `keys`, stable also when reversed, as sorted() does; both have the same length.
  * Errors: SP_E_FORMAT keys that have no order. */
-SP_NODISCARD sp_status sp_jlist_sort(sp_jrun *r, sp_jlist *items, const sp_jlist *keys, bool reverse);
+SP_NODISCARD sp_status sp_jlist_sort(sp_jrun *r, sp_jlist *items, const sp_jlist *keys,
+                                     bool reverse);
 
 /* Text of values (jinja_print.c). */
 SP_NODISCARD sp_status sp_jval_put_str(sp_jrun *r, sp_jval v, sp_jtext *t);  /* str(v) */
@@ -215,8 +237,8 @@ SP_NODISCARD sp_status sp_jval_to_str(sp_jrun *r, sp_jval v, sp_jval *out);
 void sp_jfloat_repr(double v, char out[32]);
 
 typedef struct sp_jjson_options {
-    bool ascii;          /* escape all but ASCII */
-    bool pretty;         /* one item a line, indented by `indent` */
+    bool ascii;  /* escape all but ASCII */
+    bool pretty; /* one item a line, indented by `indent` */
     bool sort_keys;
     sp_slice indent;
     sp_slice item, colon; /* separators */

@@ -261,7 +261,8 @@ static inline const sp_json_node *json_path(const sp_json_node *v, const char *p
     return v;
 }
 /* Not inlined: the compiler would compare the words for "none" with a test's own. */
-static __attribute__((unused, noinline)) const char *json_str(const sp_json_node *v, const char *path) {
+static __attribute__((unused, noinline)) const char *json_str(const sp_json_node *v,
+                                                              const char *path) {
     const char *s = sp_json_string(json_path(v, path)).ptr;
     return s ? s : "(no string)";
 }

@@ -128,6 +128,31 @@ static void figures_move_with_the_work(void) {
     site_close(s);
 }
 
-SP_TEST_MAIN("frontend/export", SP_TEST(every_line_is_of_the_format_and_no_family_comes_twice),
+static void a_router_that_asks_gets_the_load_in_a_header(void) {
+    site *s = site_open(NULL, NULL);
+    sp_gauge_set(&s->engine->metrics.blocks_total, 8);
+    sp_gauge_set(&s->engine->metrics.blocks_used, 2);
+    sp_gauge_set(&s->engine->metrics.waiting, 3);
+    static const struct {
+        const char *header, *want;
+    } rows[] = {
+        {"endpoint-load-metrics-format: TEXT\r\n",
+         "TEXT named_metrics.kv_cache_usage_perc=0.25,named_metrics.num_requests_waiting=3"},
+        {"Endpoint-Load-Metrics-Format: json\r\n",
+         "JSON {\"named_metrics\":{\"kv_cache_usage_perc\":0.25,\"num_requests_waiting\":3}}"},
+        {"endpoint-load-metrics-format: BIN\r\n", NULL},
+        {"", NULL}};
+    for (size_t i = 0; i < SP_LEN(rows); i++) {
+        reply r = site_ask(s, "POST", "/v1/completions", rows[i].header, "{\"prompt\":\"a\"}");
+        const char *got = reply_header(&r, "endpoint-load-metrics");
+        CU_ASSERT_EQUAL(got != NULL, rows[i].want != NULL);
+        if (got && rows[i].want) CU_ASSERT_STRING_EQUAL(got, rows[i].want);
+        reply_fini(&r);
+    }
+    site_close(s);
+}
+
+SP_TEST_MAIN("frontend/export", SP_TEST(a_router_that_asks_gets_the_load_in_a_header),
+             SP_TEST(every_line_is_of_the_format_and_no_family_comes_twice),
              SP_TEST(the_families_that_dashboards_ask_for_are_there),
              SP_TEST(figures_move_with_the_work))

@@ -369,7 +369,75 @@ static void many_streams_at_once_are_all_whole(void) {
     site_close(s);
 }
 
-SP_TEST_MAIN("frontend/generate", SP_TEST(a_client_that_leaves_while_waiting_is_cancelled),
+static void mutated_bodies_are_answered_one_by_one(void) {
+    static const char *const seeds[] = {
+        "{\"prompt\":[\"a\",\"b\"],\"n\":2,\"max_tokens\":3,\"logprobs\":2,\"echo\":true,\"stop\":["
+        "\"x\"]}",
+        "{\"prompt\":[[1,2],[3]],\"stream\":true,\"stream_options\":{\"include_usage\":true},"
+        "\"seed\":1}",
+        "{\"prompt\":\"a\",\"logit_bias\":{\"5\":1.5},\"bad_words\":[\"b\"],\"allowed_token_ids\":["
+        "1,2],"
+        "\"temperature\":0.5,\"truncate_prompt_tokens\":1}",
+    };
+    static const char spice[] = "{}[]\",:0159-.eE\\ntfu\x80\xc3";
+    site *s = site_open(NULL, NULL);
+    sp_buf raw;
+    sp_buf_init(&raw, 0);
+    int fd = site_connect(s);
+    uint64_t x = 0x2545f4914f6cdd1du;
+    for (int round = 0; round < 1500; round++) {
+        char body[400];
+        snprintf(body, sizeof body, "%s", seeds[round % 3]);
+        size_t n = strlen(body);
+        for (int k = 0; k < 1 + round % 3; k++) {
+            x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+            body[(x >> 16) % n] = spice[x % (sizeof spice - 1)];
+        }
+        char *text = site_request("POST", TEXT, "", body);
+        CU_ASSERT_FATAL(site_send(fd, text));
+        sp_free(text);
+        reply r = site_read_reply(fd, &raw, false);
+        if (r.status != 200 && r.status != 400) fprintf(stderr, "%d: %s\n", r.status, body);
+        CU_ASSERT(r.whole && (r.status == 200 || r.status == 400));
+        reply_fini(&r);
+    }
+    close(fd);
+    sp_buf_fini(&raw);
+    site_close(s);
+}
+
+/* What each of these asks may take 1..n allocations; any one of them may find no memory. */
+static void a_lack_of_memory_at_any_place_is_survived(void) {
+    static const char *const bodies[] = {
+        "{\"prompt\":[\"a\",\"b\"],\"logprobs\":1,\"echo\":true,\"stop\":\"q\",\"max_tokens\":2}",
+        "{\"prompt\":\"a\",\"stream\":true,\"logprobs\":1,\"max_tokens\":2,\"return_token_ids\":"
+        "true}"};
+    site *s = site_open(NULL, NULL);
+    for (size_t k = 0; k < SP_LEN(bodies); k++)
+        for (int n = 1; n < 120; n++) {
+            char *text = site_request("POST", TEXT, "", bodies[k]);
+            int fd = site_connect(s);
+            sp_mem_fail_at(n);
+            site_send(fd, text);
+            char piece[4096];
+            /* Any answer, or a close: never a hang. */
+            ssize_t got = recv(fd, piece, sizeof piece, 0);
+            if (got < 0 && errno == EAGAIN) fprintf(stderr, "allocation %d: no answer\n", n);
+            CU_ASSERT(got >= 0 || errno != EAGAIN);
+            sp_mem_fail_at(0);
+            close(fd);
+            sp_free(text);
+        }
+    reply r = site_post(s, TEXT, "{\"prompt\":\"a\"}");
+    CU_ASSERT_EQUAL(r.status, 200);
+    reply_fini(&r);
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 0));
+    site_close(s);
+}
+
+SP_TEST_MAIN("frontend/generate", SP_TEST(a_lack_of_memory_at_any_place_is_survived),
+             SP_TEST(mutated_bodies_are_answered_one_by_one),
+             SP_TEST(a_client_that_leaves_while_waiting_is_cancelled),
              SP_TEST(a_client_that_leaves_a_stream_is_cancelled),
              SP_TEST(clients_that_leave_at_any_moment_leave_nothing_behind),
              SP_TEST(a_stop_string_ends_the_engines_work_too),

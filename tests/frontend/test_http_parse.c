@@ -344,7 +344,50 @@ static void random_bytes_and_mutations_never_leave_the_buffer(void) {
     CU_PASS("no sanitizer report");
 }
 
-SP_TEST_MAIN("frontend/http_parse", SP_TEST(heads_are_taken_or_refused_as_the_table_says),
+static size_t from_base64(const char *text, char *out) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t n = 0;
+    unsigned bits = 0, have = 0;
+    for (; *text && *text != '"' && *text != '='; text++) {
+        const char *at = strchr(digits, *text);
+        if (!at) return n;
+        bits = bits << 6 | (unsigned)(at - digits);
+        have += 6;
+        if (have < 8) continue;
+        have -= 8;
+        out[n++] = (char)(bits >> have);
+    }
+    return n;
+}
+
+static void inputs_found_by_fuzzing_others_are_survived(void) {
+    const char *dir = sp_test_fixtures();
+    if (!dir) SP_SKIP("no fixtures beside the checkout");
+    char path[500];
+    snprintf(path, sizeof path, "%s/http/go-fuzz-httpreq-dev.jsonl", dir);
+    size_t len;
+    char *text = sp_test_read(path, &len), *bytes = malloc(len);
+    int n = 0;
+    for (char *at = text; (at = strstr(at, "\"b64\": \"")) != NULL; at += 8, n++) {
+        size_t size = from_base64(at + 8, bytes);
+        char *exact = malloc(size + 1);
+        memcpy(exact, bytes, size);
+        sp_http_head head;
+        (void)head_status(exact, size, &head);
+        sp_buf body;
+        sp_buf_init(&body, 0);
+        (void)chunks_of(exact, size, 7, &body);
+        sp_buf_fini(&body);
+        free(exact);
+    }
+    printf("%d inputs\n", n);
+    CU_ASSERT(n > 10);
+    free(bytes);
+    free(text);
+}
+
+SP_TEST_MAIN("frontend/http_parse", SP_TEST(inputs_found_by_fuzzing_others_are_survived),
+             SP_TEST(heads_are_taken_or_refused_as_the_table_says),
              SP_TEST(a_head_tells_what_it_says),
              SP_TEST(a_head_beyond_a_limit_is_refused_before_it_ends),
              SP_TEST(a_head_scanned_byte_by_byte_ends_where_it_does_in_one_piece),

@@ -91,78 +91,80 @@ static void good_conversations_pass(void) {
 #define ONE "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]"
 #define MSG(m) "{\"messages\":[" m "]}"
 
+static const struct {
+    const char *body, *param, *words;
+} BAD_CONVERSATIONS[] = {
+    {"{}", "messages", "is missing"},
+    {"{\"messages\":null}", "messages", "is missing"},
+    {"{\"messages\":[]}", "messages", "at least one"},
+    {"{\"messages\":\"hi\"}", "messages", "want an array, got a string"},
+    {MSG("\"hi\""), "messages.0", "want an object"},
+    {MSG("{\"content\":\"x\"}"), "messages.0.role", "is missing"},
+    {MSG("{\"role\":\"robot\",\"content\":\"x\"}"), "messages.0.role", "'robot'"},
+    {MSG("{\"role\":5,\"content\":\"x\"}"), "messages.0.role", "want a string"},
+    {MSG("{\"role\":\"user\"}"), "messages.0.content", "got null"},
+    {MSG("{\"role\":\"assistant\",\"content\":null}"), "messages.0.content", "got null"},
+    {MSG("{\"role\":\"user\",\"content\":5}"), "messages.0.content", "got an integer"},
+    {MSG("{\"role\":\"user\",\"content\":{}}"), "messages.0.content", "got an object"},
+    {MSG("{\"role\":\"user\",\"content\":[\"a\"]}"), "messages.0.content.0", "want an object"},
+    {MSG("{\"role\":\"user\",\"content\":[{\"text\":\"a\"}]}"), "messages.0.content.0.type",
+     "want the type"},
+    {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}"), "messages.0.content.0.text",
+     "got null"},
+    {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"smell\"}]}"), "messages.0.content.0.type",
+     "'smell'"},
+    {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"image_url\",\"image_url\":{\"url\":\"u\"}"
+         "}]}"),
+     "messages.0.content.0", "'image_url'"},
+    {MSG("{\"role\":\"user\",\"content\":[{\"image_url\":{\"url\":\"u\"}}]}"),
+     "messages.0.content.0", "'image_url'"},
+    {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"input_audio\"}]}"), "messages.0.content.0",
+     "'input_audio'"},
+    {MSG("{\"role\":\"assistant\",\"tool_calls\":[{}]}"), "messages.0.tool_calls.0.function",
+     "is missing"},
+    {MSG("{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"arguments\":\"{}\"}}]}"),
+     "messages.0.tool_calls.0.function.name", "is missing"},
+    {MSG("{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
+         "5}}]}"),
+     "messages.0.tool_calls.0.function.arguments", "want a string"},
+    {MSG("{\"role\":\"tool\",\"content\":\"x\",\"tool_call_id\":5}"), "messages.0.tool_call_id",
+     "want a string"},
+    {"{" ONE ",\"tools\":[]}", "tools", "at least one"},
+    {"{" ONE
+     ",\"tools\":[{\"type\":\"web\",\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"none\"}",
+     "tools.0.type", "'web'"},
+    {"{" ONE ",\"tools\":[{\"type\":\"function\"}],\"tool_choice\":\"none\"}", "tools.0.function",
+     "is missing"},
+    {"{" ONE ",\"tools\":[{\"function\":{}}],\"tool_choice\":\"none\"}", "tools.0.function.name",
+     "is missing"},
+    {"{" ONE ",\"tools\":[{\"function\":{\"name\":\"f\"}}]}", "tool_choice",
+     "\"auto\" tool choice requires"},
+    {"{" ONE ",\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"required\"}",
+     "tool_choice", "\"required\" tool choice requires"},
+    {"{" ONE ",\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":{\"type\":\"function\","
+     "\"function\":{\"name\":\"f\"}}}",
+     "tool_choice", "named tool"},
+    {"{" ONE ",\"tool_choice\":\"auto\"}", "tool_choice", "needs tools"},
+    {"{" ONE ",\"tool_choice\":\"perhaps\"}", "tool_choice", "'perhaps'"},
+    {"{" ONE ",\"tool_choice\":5}", "tool_choice", "want a string"},
+    {"{" ONE ",\"chat_template\":\"x\"}", "chat_template", "not accepted"},
+    {"{" ONE ",\"chat_template_kwargs\":[]}", "chat_template_kwargs", "want an object"},
+    {"{" ONE ",\"documents\":[1]}", "documents.0", "want an object"},
+    {"{" ONE ",\"reasoning_effort\":\"huge\"}", "reasoning_effort", "'huge'"},
+    {"{" ONE ",\"continue_final_message\":true,\"add_generation_prompt\":true}",
+     "continue_final_message", "together"},
+    {"{" ONE ",\"add_generation_prompt\":\"no\"}", "add_generation_prompt", "want a boolean"},
+};
+
 static void bad_conversations_are_refused_by_path(void) {
-    static const struct {
-        const char *body, *param, *words;
-    } rows[] = {
-        {"{}", "messages", "is missing"},
-        {"{\"messages\":null}", "messages", "is missing"},
-        {"{\"messages\":[]}", "messages", "at least one"},
-        {"{\"messages\":\"hi\"}", "messages", "want an array, got a string"},
-        {MSG("\"hi\""), "messages.0", "want an object"},
-        {MSG("{\"content\":\"x\"}"), "messages.0.role", "is missing"},
-        {MSG("{\"role\":\"robot\",\"content\":\"x\"}"), "messages.0.role", "'robot'"},
-        {MSG("{\"role\":5,\"content\":\"x\"}"), "messages.0.role", "want a string"},
-        {MSG("{\"role\":\"user\"}"), "messages.0.content", "got null"},
-        {MSG("{\"role\":\"assistant\",\"content\":null}"), "messages.0.content", "got null"},
-        {MSG("{\"role\":\"user\",\"content\":5}"), "messages.0.content", "got an integer"},
-        {MSG("{\"role\":\"user\",\"content\":{}}"), "messages.0.content", "got an object"},
-        {MSG("{\"role\":\"user\",\"content\":[\"a\"]}"), "messages.0.content.0", "want an object"},
-        {MSG("{\"role\":\"user\",\"content\":[{\"text\":\"a\"}]}"), "messages.0.content.0.type",
-         "want the type"},
-        {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}"), "messages.0.content.0.text",
-         "got null"},
-        {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"smell\"}]}"), "messages.0.content.0.type",
-         "'smell'"},
-        {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"image_url\",\"image_url\":{\"url\":\"u\"}"
-             "}]}"),
-         "messages.0.content.0", "'image_url'"},
-        {MSG("{\"role\":\"user\",\"content\":[{\"image_url\":{\"url\":\"u\"}}]}"),
-         "messages.0.content.0", "'image_url'"},
-        {MSG("{\"role\":\"user\",\"content\":[{\"type\":\"input_audio\"}]}"),
-         "messages.0.content.0", "'input_audio'"},
-        {MSG("{\"role\":\"assistant\",\"tool_calls\":[{}]}"), "messages.0.tool_calls.0.function",
-         "is missing"},
-        {MSG("{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"arguments\":\"{}\"}}]}"),
-         "messages.0.tool_calls.0.function.name", "is missing"},
-        {MSG("{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
-             "5}}]}"),
-         "messages.0.tool_calls.0.function.arguments", "want a string"},
-        {MSG("{\"role\":\"tool\",\"content\":\"x\",\"tool_call_id\":5}"), "messages.0.tool_call_id",
-         "want a string"},
-        {"{" ONE ",\"tools\":[]}", "tools", "at least one"},
-        {"{" ONE
-         ",\"tools\":[{\"type\":\"web\",\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"none\"}",
-         "tools.0.type", "'web'"},
-        {"{" ONE ",\"tools\":[{\"type\":\"function\"}],\"tool_choice\":\"none\"}",
-         "tools.0.function", "is missing"},
-        {"{" ONE ",\"tools\":[{\"function\":{}}],\"tool_choice\":\"none\"}",
-         "tools.0.function.name", "is missing"},
-        {"{" ONE ",\"tools\":[{\"function\":{\"name\":\"f\"}}]}", "tool_choice",
-         "\"auto\" tool choice requires"},
-        {"{" ONE ",\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"required\"}",
-         "tool_choice", "\"required\" tool choice requires"},
-        {"{" ONE
-         ",\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":{\"type\":\"function\","
-         "\"function\":{\"name\":\"f\"}}}",
-         "tool_choice", "named tool"},
-        {"{" ONE ",\"tool_choice\":\"auto\"}", "tool_choice", "needs tools"},
-        {"{" ONE ",\"tool_choice\":\"perhaps\"}", "tool_choice", "'perhaps'"},
-        {"{" ONE ",\"tool_choice\":5}", "tool_choice", "want a string"},
-        {"{" ONE ",\"chat_template\":\"x\"}", "chat_template", "not accepted"},
-        {"{" ONE ",\"chat_template_kwargs\":[]}", "chat_template_kwargs", "want an object"},
-        {"{" ONE ",\"documents\":[1]}", "documents.0", "want an object"},
-        {"{" ONE ",\"reasoning_effort\":\"huge\"}", "reasoning_effort", "'huge'"},
-        {"{" ONE ",\"continue_final_message\":true,\"add_generation_prompt\":true}",
-         "continue_final_message", "together"},
-        {"{" ONE ",\"add_generation_prompt\":\"no\"}", "add_generation_prompt", "want a boolean"},
-    };
     desk d;
     desk_open(&d);
-    for (size_t i = 0; i < SP_LEN(rows); i++) {
-        take(&d, rows[i].body);
-        bool good = strcmp(d.f.first, rows[i].param) == 0 && strstr(d.message, rows[i].words);
-        if (!good) fprintf(stderr, "%s -> '%s': %s\n", rows[i].body, d.f.first, d.message);
+    for (size_t i = 0; i < SP_LEN(BAD_CONVERSATIONS); i++) {
+        take(&d, BAD_CONVERSATIONS[i].body);
+        bool good = strcmp(d.f.first, BAD_CONVERSATIONS[i].param) == 0 &&
+                    strstr(d.message, BAD_CONVERSATIONS[i].words);
+        if (!good)
+            fprintf(stderr, "%s -> '%s': %s\n", BAD_CONVERSATIONS[i].body, d.f.first, d.message);
         CU_ASSERT(good);
     }
     desk_close(&d);

@@ -150,97 +150,99 @@ static void good_values_arrive_as_they_were_given(void) {
     desk_close(&d);
 }
 
+static const struct {
+    const char *body, *param;
+    int on; /* 1 chat, 2 completions, 3 both */
+} BAD_VALUES[] = {
+    {"{\"model\":5}", "model", 3},
+    {"{\"stream\":\"true\"}", "stream", 3},
+    {"{\"stream\":1}", "stream", 3},
+    {"{\"stream_options\":{\"include_usage\":true}}", "stream_options", 3},
+    {"{\"stream\":true,\"stream_options\":[]}", "stream_options", 3},
+    {"{\"stream\":true,\"stream_options\":{\"include_usage\":1}}", "stream_options.include_usage",
+     3},
+    {"{\"temperature\":-0.1}", "temperature", 3},
+    {"{\"temperature\":2.1}", "temperature", 3},
+    {"{\"temperature\":\"1\"}", "temperature", 3},
+    {"{\"temperature\":true}", "temperature", 3},
+    {"{\"temperature\":1e999}", "temperature", 3},
+    {"{\"top_p\":0}", "top_p", 3},
+    {"{\"top_p\":1.01}", "top_p", 3},
+    {"{\"top_k\":-2}", "top_k", 3},
+    {"{\"top_k\":1.5}", "top_k", 3},
+    {"{\"min_p\":1.5}", "min_p", 3},
+    {"{\"repetition_penalty\":0}", "repetition_penalty", 3},
+    {"{\"presence_penalty\":2.5}", "presence_penalty", 3},
+    {"{\"frequency_penalty\":-3}", "frequency_penalty", 3},
+    {"{\"seed\":1.5}", "seed", 3},
+    {"{\"seed\":99999999999999999999}", "seed", 3},
+    {"{\"n\":0}", "n", 3},
+    {"{\"n\":129}", "n", 3},
+    {"{\"n\":2,\"best_of\":3}", "best_of", 3},
+    {"{\"use_beam_search\":true}", "use_beam_search", 3},
+    {"{\"max_tokens\":0}", "max_tokens", 3},
+    {"{\"max_tokens\":-1}", "max_tokens", 3},
+    {"{\"max_tokens\":\"5\"}", "max_tokens", 3},
+    {"{\"max_completion_tokens\":0}", "max_completion_tokens", 1},
+    {"{\"max_tokens\":2,\"min_tokens\":3}", "min_tokens", 3},
+    {"{\"min_tokens\":-1}", "min_tokens", 3},
+    {"{\"ignore_eos\":0}", "ignore_eos", 3},
+    {"{\"stop\":\"\"}", "stop", 3},
+    {"{\"stop\":5}", "stop", 3},
+    {"{\"stop\":[\"a\",\"\"]}", "stop.1", 3},
+    {"{\"stop\":[\"a\",5]}", "stop.1", 3},
+    {"{\"stop\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]}", "stop", 3},
+    {"{\"stop_token_ids\":[264]}", "stop_token_ids.0", 3},
+    {"{\"stop_token_ids\":[1,-1]}", "stop_token_ids.1", 3},
+    {"{\"stop_token_ids\":5}", "stop_token_ids", 3},
+    {"{\"logit_bias\":[]}", "logit_bias", 3},
+    {"{\"logit_bias\":{\"264\":1}}", "logit_bias.264", 3},
+    {"{\"logit_bias\":{\"x\":1}}", "logit_bias.x", 3},
+    {"{\"logit_bias\":{\"1\":\"2\"}}", "logit_bias.1", 3},
+    {"{\"logit_bias\":{\"1\":null}}", "logit_bias.1", 3},
+    {"{\"allowed_token_ids\":[]}", "allowed_token_ids", 3},
+    {"{\"allowed_token_ids\":[264]}", "allowed_token_ids.0", 3},
+    {"{\"bad_words\":[\"\"]}", "bad_words.0", 3},
+    {"{\"bad_words\":\"x\"}", "bad_words", 3},
+    {"{\"logprobs\":5}", "logprobs", 1},
+    {"{\"top_logprobs\":2}", "top_logprobs", 1},
+    {"{\"logprobs\":true,\"top_logprobs\":21}", "top_logprobs", 1},
+    {"{\"logprobs\":true,\"top_logprobs\":-1}", "top_logprobs", 1},
+    {"{\"logprobs\":true}", "logprobs", 2},
+    {"{\"logprobs\":21}", "logprobs", 2},
+    {"{\"stream\":true,\"prompt_logprobs\":1}", "prompt_logprobs", 3},
+    {"{\"prompt_logprobs\":-1}", "prompt_logprobs", 3},
+    {"{\"truncate_prompt_tokens\":-2}", "truncate_prompt_tokens", 3},
+    {"{\"truncate_prompt_tokens\":1001}", "truncate_prompt_tokens", 3},
+    {"{\"truncation_side\":\"middle\"}", "truncation_side", 3},
+    {"{\"priority\":\"high\"}", "priority", 3},
+    {"{\"cache_salt\":\"\"}", "cache_salt", 3},
+    {"{\"response_format\":\"json\"}", "response_format", 3},
+    {"{\"response_format\":{}}", "response_format.type", 3},
+    {"{\"response_format\":{\"type\":\"json_object\"}}", "response_format.type", 3},
+    {"{\"response_format\":{\"type\":\"json_schema\"}}", "response_format.type", 3},
+    {"{\"structured_outputs\":{\"regex\":\"a\"}}", "structured_outputs", 3},
+    {"{\"guided_json\":{}}", "guided_json", 3},
+    {"{\"kv_transfer_params\":{}}", "kv_transfer_params", 3},
+    {"{\"prompt_embeds\":\"x\"}", "prompt_embeds", 3},
+    {"{\"thinking_token_budget\":5}", "thinking_token_budget", 3},
+    {"{\"stream_interval\":0}", "stream_interval", 3},
+};
+
 static void bad_values_are_refused_by_their_name(void) {
-    static const struct {
-        const char *body, *param;
-        int on; /* 1 chat, 2 completions, 3 both */
-    } rows[] = {
-        {"{\"model\":5}", "model", 3},
-        {"{\"stream\":\"true\"}", "stream", 3},
-        {"{\"stream\":1}", "stream", 3},
-        {"{\"stream_options\":{\"include_usage\":true}}", "stream_options", 3},
-        {"{\"stream\":true,\"stream_options\":[]}", "stream_options", 3},
-        {"{\"stream\":true,\"stream_options\":{\"include_usage\":1}}",
-         "stream_options.include_usage", 3},
-        {"{\"temperature\":-0.1}", "temperature", 3},
-        {"{\"temperature\":2.1}", "temperature", 3},
-        {"{\"temperature\":\"1\"}", "temperature", 3},
-        {"{\"temperature\":true}", "temperature", 3},
-        {"{\"temperature\":1e999}", "temperature", 3},
-        {"{\"top_p\":0}", "top_p", 3},
-        {"{\"top_p\":1.01}", "top_p", 3},
-        {"{\"top_k\":-2}", "top_k", 3},
-        {"{\"top_k\":1.5}", "top_k", 3},
-        {"{\"min_p\":1.5}", "min_p", 3},
-        {"{\"repetition_penalty\":0}", "repetition_penalty", 3},
-        {"{\"presence_penalty\":2.5}", "presence_penalty", 3},
-        {"{\"frequency_penalty\":-3}", "frequency_penalty", 3},
-        {"{\"seed\":1.5}", "seed", 3},
-        {"{\"seed\":99999999999999999999}", "seed", 3},
-        {"{\"n\":0}", "n", 3},
-        {"{\"n\":129}", "n", 3},
-        {"{\"n\":2,\"best_of\":3}", "best_of", 3},
-        {"{\"use_beam_search\":true}", "use_beam_search", 3},
-        {"{\"max_tokens\":0}", "max_tokens", 3},
-        {"{\"max_tokens\":-1}", "max_tokens", 3},
-        {"{\"max_tokens\":\"5\"}", "max_tokens", 3},
-        {"{\"max_completion_tokens\":0}", "max_completion_tokens", 1},
-        {"{\"max_tokens\":2,\"min_tokens\":3}", "min_tokens", 3},
-        {"{\"min_tokens\":-1}", "min_tokens", 3},
-        {"{\"ignore_eos\":0}", "ignore_eos", 3},
-        {"{\"stop\":\"\"}", "stop", 3},
-        {"{\"stop\":5}", "stop", 3},
-        {"{\"stop\":[\"a\",\"\"]}", "stop.1", 3},
-        {"{\"stop\":[\"a\",5]}", "stop.1", 3},
-        {"{\"stop\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]}", "stop", 3},
-        {"{\"stop_token_ids\":[264]}", "stop_token_ids.0", 3},
-        {"{\"stop_token_ids\":[1,-1]}", "stop_token_ids.1", 3},
-        {"{\"stop_token_ids\":5}", "stop_token_ids", 3},
-        {"{\"logit_bias\":[]}", "logit_bias", 3},
-        {"{\"logit_bias\":{\"264\":1}}", "logit_bias.264", 3},
-        {"{\"logit_bias\":{\"x\":1}}", "logit_bias.x", 3},
-        {"{\"logit_bias\":{\"1\":\"2\"}}", "logit_bias.1", 3},
-        {"{\"logit_bias\":{\"1\":null}}", "logit_bias.1", 3},
-        {"{\"allowed_token_ids\":[]}", "allowed_token_ids", 3},
-        {"{\"allowed_token_ids\":[264]}", "allowed_token_ids.0", 3},
-        {"{\"bad_words\":[\"\"]}", "bad_words.0", 3},
-        {"{\"bad_words\":\"x\"}", "bad_words", 3},
-        {"{\"logprobs\":5}", "logprobs", 1},
-        {"{\"top_logprobs\":2}", "top_logprobs", 1},
-        {"{\"logprobs\":true,\"top_logprobs\":21}", "top_logprobs", 1},
-        {"{\"logprobs\":true,\"top_logprobs\":-1}", "top_logprobs", 1},
-        {"{\"logprobs\":true}", "logprobs", 2},
-        {"{\"logprobs\":21}", "logprobs", 2},
-        {"{\"stream\":true,\"prompt_logprobs\":1}", "prompt_logprobs", 3},
-        {"{\"prompt_logprobs\":-1}", "prompt_logprobs", 3},
-        {"{\"truncate_prompt_tokens\":-2}", "truncate_prompt_tokens", 3},
-        {"{\"truncate_prompt_tokens\":1001}", "truncate_prompt_tokens", 3},
-        {"{\"truncation_side\":\"middle\"}", "truncation_side", 3},
-        {"{\"priority\":\"high\"}", "priority", 3},
-        {"{\"cache_salt\":\"\"}", "cache_salt", 3},
-        {"{\"response_format\":\"json\"}", "response_format", 3},
-        {"{\"response_format\":{}}", "response_format.type", 3},
-        {"{\"response_format\":{\"type\":\"json_object\"}}", "response_format.type", 3},
-        {"{\"response_format\":{\"type\":\"json_schema\"}}", "response_format.type", 3},
-        {"{\"structured_outputs\":{\"regex\":\"a\"}}", "structured_outputs", 3},
-        {"{\"guided_json\":{}}", "guided_json", 3},
-        {"{\"kv_transfer_params\":{}}", "kv_transfer_params", 3},
-        {"{\"prompt_embeds\":\"x\"}", "prompt_embeds", 3},
-        {"{\"thinking_token_budget\":5}", "thinking_token_budget", 3},
-        {"{\"stream_interval\":0}", "stream_interval", 3},
-    };
     desk d;
     desk_open(&d);
-    for (size_t i = 0; i < SP_LEN(rows); i++)
+    for (size_t i = 0; i < SP_LEN(BAD_VALUES); i++)
         for (int on = 1; on <= 2; on++) {
-            if (!(rows[i].on & on)) continue;
-            take(&d, rows[i].body, on == 1);
-            if (d.f.n != 1 || strcmp(d.f.first, rows[i].param) != 0)
-                fprintf(stderr, "%s: %d errors, first '%s': %s\n", rows[i].body, d.f.n, d.f.first,
-                        d.message);
+            if (!(BAD_VALUES[i].on & on)) continue;
+            take(&d, BAD_VALUES[i].body, on == 1);
+            if (d.f.n != 1 || strcmp(d.f.first, BAD_VALUES[i].param) != 0)
+                fprintf(stderr, "%s: %d errors, first '%s': %s\n", BAD_VALUES[i].body, d.f.n,
+                        d.f.first, d.message);
             CU_ASSERT_EQUAL(d.f.n, 1);
-            CU_ASSERT_STRING_EQUAL(d.f.first, rows[i].param);
-            CU_ASSERT_EQUAL(strncmp(d.message, rows[i].param, strlen(rows[i].param)), 0);
+            CU_ASSERT_STRING_EQUAL(d.f.first, BAD_VALUES[i].param);
+            CU_ASSERT_EQUAL(strncmp(d.message, BAD_VALUES[i].param, strlen(BAD_VALUES[i].param)),
+                            0);
         }
     desk_close(&d);
 }
@@ -261,7 +263,7 @@ static void bad_words_become_runs_of_tokens_with_and_without_a_space(void) {
     take(&d, "{\"bad_words\":[\"ab\",\" c\"]}", true);
     CU_ASSERT_EQUAL(d.f.n, 0);
     const sp_gen_params *p = &d.o.params;
-    /* One token a byte here, so that the spaced form is one longer and is left out, as vLLM does. */
+    /* One token a byte here: the spaced form is one longer and is left out, as vLLM does. */
     static const int32_t want[] = {2, 'a', 'b', 1, 'c'};
     CU_ASSERT_EQUAL_FATAL(p->n_bad_words_ints, (int32_t)SP_LEN(want));
     for (size_t i = 0; i < SP_LEN(want); i++) CU_ASSERT_EQUAL(p->bad_words[i], want[i]);
