@@ -51,7 +51,10 @@ $B/%.$(1).o: %.c
 	@$$(CC) $$(ALL_CFLAGS) $$(ISA_FLAGS_$(1)) -DSP_ISA=$(1) -DSP_ISA_$(1) -MMD -MP -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$(i))))
-$B/tests/%: $B/tests/%.o $(TEST_HELP:%.c=$B/%.o) $B/libsp.a
+# An archive: a test takes the helpers it names, and its fakes stand before the real things.
+$B/libtest.a: $(TEST_HELP:%.c=$B/%.o)
+	@rm -f $@; $(AR) rcs $@ $^
+$B/tests/%: $B/tests/%.o $B/libtest.a $B/libsp.a
 	@echo "  link    $@"; $(CC) $(ALL_CFLAGS) $^ $(LDFLAGS) $(LIBS) -lcunit -o $@
 
 tests: $(TESTS) $B/superpod ## builds every test program

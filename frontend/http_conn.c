@@ -315,7 +315,8 @@ static void on_ready(void *ctx, unsigned ready) {
 
 void sp_http_conn_flush(sp_http_call *c) {
     if (c->state == SP_HTTP_STATE_DEAD) return;
-    if (sp_http_conn_unsent(c) > 0 || c->state == SP_HTTP_STATE_CLOSING) write_out(c);
+    bool has_output = sp_http_conn_unsent(c) > 0 || c->out.failed;
+    if (has_output || c->state == SP_HTTP_STATE_CLOSING) write_out(c);
     if (c->streaming && sp_http_conn_unsent(c) > c->http->config.max_unsent_bytes) {
         c->http->stats.cut_slow++;
         sp_http_conn_kill(c);

@@ -23,8 +23,10 @@
 #define BLOCK_ROWS 6
 #define TILES 1
 #endif
-/* Rows of one pass over the weights: at 48 a tile's reading costs a tenth of its arithmetic. */
+/* Rows of one pass over the weights: at 48 a tile's reading costs a tenth of its arithmetic. Tiles
+ * that share a pass over x. */
 #define GROUP_ROWS 48
+#define GROUP_TILES 4
 #define AHEAD 3072 /* bytes */
 
 SP_INLINE void to_l1(const void *p) { __builtin_prefetch(p, 0, 3); }
@@ -195,13 +197,15 @@ static void stream_pack(const sp_cpu_gemm *g, int32_t row0, int32_t R) {
 /* ---- block ---- */
 
 /* Goes on with sum[r * TILES + tile] over `len` values of k of one segment. `step`: bytes from one
- * value (bf16: pair) of the segment to its next; x is [k][R]; `ahead` is fetched for later. */
+ * value (bf16: pair) of the segment to its next; x is [k][R]; what lies `ahead` bytes further is
+ * fetched for later (0: nothing). */
 SP_INLINE void block_run(v16 *sum, const unsigned char *w0, const unsigned char *w1, size_t step,
-                         const float *x, int32_t len, const unsigned char *ahead, const int R,
+                         const float *x, int32_t len, size_t ahead, const int R,
                          const sp_dtype type) {
     v16 c[BLOCK_ROWS][TILES];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < TILES; i++) c[r][i] =
-        sum[r * TILES + i];
+    UNROLL for (int r = 0; r < R; r++) {
+        UNROLL for (int i = 0; i < TILES; i++) { c[r][i] = sum[r * TILES + i]; }
+    }
     const int per = type == SP_DTYPE_BF16 ? 2 : 1;
     for (int32_t j = 0; j < len; j += per, w0 += step, w1 += step, x += per * R) {
         v16 v[2][2];
@@ -216,25 +220,26 @@ SP_INLINE void block_run(v16 *sum, const unsigned char *w0, const unsigned char 
                                                : v16_load_f16((const void *)w1);
         }
         if (ahead) {
-            to_l2(ahead);
-            if (type != SP_DTYPE_F16) to_l2(ahead + 64);
-            ahead += type == SP_DTYPE_F16 ? 64 : 128;
+            to_l2(w0 + ahead);
+            if (TILES == 2) to_l2(w1 + ahead);
         }
-        UNROLL for (int h = 0; h < per; h++) UNROLL for (int r = 0; r < R; r++) {
-            const v16 b = v16_set(x[h * R + r]);
-            UNROLL for (int i = 0; i < TILES; i++) c[r][i] = v16_fma(v[h][i], b, c[r][i]);
+        UNROLL for (int h = 0; h < per; h++) {
+            UNROLL for (int r = 0; r < R; r++) {
+                const v16 b = v16_set(x[h * R + r]);
+                UNROLL for (int i = 0; i < TILES; i++) { c[r][i] = v16_fma(v[h][i], b, c[r][i]); }
+            }
         }
     }
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < TILES; i++) sum[r * TILES + i] =
-        c[r][i];
+    UNROLL for (int r = 0; r < R; r++) {
+        UNROLL for (int i = 0; i < TILES; i++) { sum[r * TILES + i] = c[r][i]; }
+    }
 }
 
 typedef void block_fn(v16 *sum, const unsigned char *w0, const unsigned char *w1, size_t step,
-                      const float *x, int32_t len, const unsigned char *ahead);
+                      const float *x, int32_t len, size_t ahead);
 #define BLOCK_FN(type, R) \
     static void block_##type##_##R(v16 *sum, const unsigned char *w0, const unsigned char *w1, \
-                                   size_t step, const float *x, int32_t len, \
-                                   const unsigned char *ahead) { \
+                                   size_t step, const float *x, int32_t len, size_t ahead) { \
         block_run(sum, w0, w1, step, x, len, ahead, R, SP_DTYPE_##type); \
     }
 #if BLOCK_ROWS == 12
@@ -296,8 +301,8 @@ static void block_pack(const sp_cpu_gemm *g, block_plan p, int32_t b) {
 
 /* All of one segment for one block of rows and TILES tiles. */
 static void block_segment(const sp_weight *w, int seg, const unsigned char *t0,
-                          const unsigned char *t1, const float *x, block_plan p,
-                          const unsigned char **ahead, v16 *sum) {
+                          const unsigned char *t1, const float *x, block_plan p, bool fetch,
+                          v16 *sum) {
     const int type = type_index(w->dtype);
     for (int n = 0; n < w->n_phases; n++) {
         const sp_cpu_phase *ph = &w->phase[n];
@@ -305,13 +310,14 @@ static void block_segment(const sp_weight *w, int seg, const unsigned char *t0,
         while (a < ph->n_active && ph->seg[a] != seg) a++;
         if (a == ph->n_active) continue;
         const int32_t per = w->dtype == SP_DTYPE_BF16 ? 2 : 1, whole = ph->len / per * per;
-        const size_t vec = SP_LANES * (size_t)w->elt * (size_t)per,
-                     step = vec * (size_t)ph->n_active;
+        const size_t vec = SP_LANES * (size_t)w->elt * (size_t)per;
         const size_t at = (size_t)ph->before * SP_LANES * (size_t)w->elt;
         const float *xs = x + (size_t)ph->k0[a] * (size_t)p.size;
-        block_fns[type][p.kind](sum, t0 + at + (size_t)a * vec, t1 + at + (size_t)a * vec, step, xs,
-                                whole, *ahead);
-        if (*ahead) *ahead += (size_t)whole * TILES * SP_LANES * (size_t)w->elt;
+        /* What comes next lies beside it: the next segment, or the first one of the next tiles. */
+        const size_t back = (size_t)(ph->n_active - 1) * vec;
+        const size_t ahead = a + 1 < ph->n_active ? vec : GROUP_TILES * w->tile_bytes - back;
+        block_fns[type][p.kind](sum, t0 + at + (size_t)a * vec, t1 + at + (size_t)a * vec,
+                                vec * (size_t)ph->n_active, xs, whole, fetch ? ahead : 0);
         if (whole == ph->len) continue;
         const size_t last = at + (size_t)whole * (size_t)ph->n_active * 32 + (size_t)a * 32;
         xs += (size_t)whole * (size_t)p.size;
@@ -323,21 +329,31 @@ static void block_segment(const sp_weight *w, int seg, const unsigned char *t0,
     }
 }
 
-/* The tree on the fly: after segment s, as many pairs are added as s + 1 has trailing zeros, so at
- * most four sums wait. */
-static void block_tiles_once(const sp_cpu_gemm *g, block_plan p, int32_t b, int32_t tile,
-                             const unsigned char *ahead) {
+/* Sums of some tiles and all rows: [block][pair of tiles][row][tile of the pair]. */
+typedef v16 block_sums[GROUP_ROWS * GROUP_TILES];
+
+static int block_at(block_plan p, int32_t b, int32_t i) {
+    return (b * (GROUP_TILES / TILES) + i / TILES) * p.size * TILES;
+}
+
+/* One segment at a time for all rows and tiles: its part of x (a few hundred KiB) and of the tiles
+ * stays in L2 while each is used several times. The tree is made on the fly: after segment s, as
+ * many pairs are added as s + 1 has trailing zeros, so at most four sums wait. */
+static void block_group(const sp_cpu_gemm *g, block_plan p, int32_t tile0, int32_t n_tiles,
+                        block_sums *wait) {
     const sp_weight *w = g->w;
-    const unsigned char *t0 = w->tiles + (size_t)tile * w->tile_bytes;
-    const bool pair = TILES == 2 && tile + 1 < w->n_tiles;
-    const unsigned char *t1 = pair ? t0 + w->tile_bytes : t0;
-    const float *x = g->panel + (size_t)b * (size_t)p.size * (size_t)w->cols;
-    const int n = p.size * TILES;
-    v16 wait[4][BLOCK_ROWS * TILES];
+    const int n = block_at(p, p.n, 0);
     int depth = 0;
     for (int s = 0; s < w->seg.n; s++) {
         for (int i = 0; i < n; i++) wait[depth][i] = v16_zero();
-        block_segment(w, s, t0, t1, x, p, &ahead, wait[depth]);
+        for (int32_t b = 0; b < p.n; b++) {
+            const float *x = g->panel + (size_t)b * (size_t)p.size * (size_t)w->cols;
+            for (int32_t i = 0; i < n_tiles; i += TILES) {
+                const unsigned char *t0 = w->tiles + (size_t)(tile0 + i) * w->tile_bytes;
+                const unsigned char *t1 = TILES == 2 && i + 1 < n_tiles ? t0 + w->tile_bytes : t0;
+                block_segment(w, s, t0, t1, x, p, b == 0, wait[depth] + block_at(p, b, i));
+            }
+        }
         depth++;
         for (int bits = s; bits & 1; bits >>= 1) {
             depth--;
@@ -345,23 +361,22 @@ static void block_tiles_once(const sp_cpu_gemm *g, block_plan p, int32_t b, int3
                 wait[depth - 1][i] = v16_add(wait[depth - 1][i], wait[depth][i]);
         }
     }
-    const int32_t row0 = block_row0(g, p, b), rows = block_row0(g, p, b + 1) - row0;
-    for (int32_t r = 0; r < rows; r++) {
-        store_outputs(g, tile, row0 + r, wait[0][r * TILES]);
-        if (pair) store_outputs(g, tile + 1, row0 + r, wait[0][r * TILES + TILES - 1]);
-    }
 }
 
 static void block_tiles(const sp_cpu_gemm *g, int32_t tile0, int32_t tile1) {
     const block_plan p = plan_blocks(g->n_rows);
-    const size_t tile_bytes = g->w->tile_bytes;
-    for (int32_t tile = tile0; tile < tile1; tile += TILES)
+    block_sums wait[4];
+    for (int32_t tile = tile0; tile < tile1; tile += GROUP_TILES) {
+        const int32_t n = tile1 - tile < GROUP_TILES ? tile1 - tile : GROUP_TILES;
+        block_group(g, p, tile, n, wait);
         for (int32_t b = 0; b < p.n; b++) {
-            /* While the first block works, the next tiles come in order from memory. */
-            const bool more = b == 0 && tile + 2 * TILES <= tile1;
-            const unsigned char *next = g->w->tiles + (size_t)(tile + TILES) * tile_bytes;
-            block_tiles_once(g, p, b, tile, more ? next : NULL);
+            const int32_t row0 = block_row0(g, p, b), rows = block_row0(g, p, b + 1) - row0;
+            for (int32_t r = 0; r < rows; r++)
+                for (int32_t i = 0; i < n; i++)
+                    store_outputs(g, tile + i, row0 + r,
+                                  wait[0][block_at(p, b, i) + r * TILES + i % TILES]);
         }
+    }
 }
 
 /* ---- both ---- */

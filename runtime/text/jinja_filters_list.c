@@ -86,8 +86,8 @@ static sp_status reverse_arg(sp_jrun *r, sp_jval v, bool *out) {
 static sp_status f_sort(sp_jrun *r, sp_jval self, const sp_jval *v, const sp_jcall *c,
                         sp_jval *out) {
     (void)c;
-    sp_jlist *items, *keys;
-    bool reverse;
+    sp_jlist *items = NULL, *keys = NULL;
+    bool reverse = false;
     SP_TRY(reverse_arg(r, v[0], &reverse));
     SP_TRY(sp_jiter_collect(r, self, &items));
     SP_TRY(sort_keys(r, items, v[2], !sp_jval_truth(v[1]), &keys));

@@ -108,9 +108,13 @@ static sp_status put_float(sp_jrun *r, double v, const sp_jspecifier *f, sp_jtex
         sp_jfloat_repr(fabs(v), text);
     else
         snprintf(text, sizeof text, how, precision, fabs(v));
-    if (!f->type && isfinite(v) && !strpbrk(text, ".e")) strcat(text, ".0");
-    if (f->type == '%') strcat(text, "%");
-    sp_slice body = sp_slice_of(text);
+    size_t n = strlen(text); /* below the size of `text` by more than what follows */
+    if (!f->type && isfinite(v) && !strpbrk(text, ".e")) {
+        text[n++] = '.';
+        text[n++] = '0';
+    }
+    if (f->type == '%') text[n++] = '%';
+    sp_slice body = {text, n};
     SP_TRY(group_digits(r, f, &body));
     return put_field(r, f, sign_of(f, negative), "", body, '>', t);
 }

@@ -125,7 +125,7 @@ sp_status sp_jiter_next(sp_jrun *r, sp_jiter *it, sp_jval *out, bool *done) {
 }
 
 sp_status sp_jiter_collect(sp_jrun *r, sp_jval v, sp_jlist **out) {
-    sp_jiter *it;
+    sp_jiter *it = NULL;
     sp_jlist *l;
     size_t n = 0;
     SP_TRY(sp_jiter_open(r, v, &it));

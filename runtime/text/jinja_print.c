@@ -11,7 +11,7 @@
 /* The shortest digits that read back the same; "1e+16" and "1e-05" where Python writes so. */
 void sp_jfloat_repr(double v, char out[32]) {
     if (isnan(v) || isinf(v)) {
-        strcpy(out, isnan(v) ? "nan" : v < 0 ? "-inf" : "inf");
+        snprintf(out, 32, "%s", isnan(v) ? "nan" : v < 0 ? "-inf" : "inf");
         return;
     }
     char text[32];
@@ -22,7 +22,7 @@ void sp_jfloat_repr(double v, char out[32]) {
     int exponent = atoi(strchr(text, 'e') + 1);
     if (exponent < -4 || exponent >= 16) {
         /* C writes the exponent with two digits at least, as Python does. */
-        strcpy(out, text);
+        memcpy(out, text, sizeof text);
         return;
     }
     int decimals = digits - 1 - exponent;

@@ -176,7 +176,7 @@ sp_status sp_jlist_push(sp_jrun *r, sp_jlist *l, sp_jval v) {
 }
 
 sp_status sp_jval_pair(sp_jrun *r, sp_jval a, sp_jval b, sp_jval *out) {
-    sp_jlist *l;
+    sp_jlist *l = NULL;
     SP_TRY(sp_jlist_create(r, 2, &l));
     l->at[0] = a;
     l->at[1] = b;
@@ -198,7 +198,7 @@ static uint64_t mix(uint64_t x) {
 static sp_status hash_of(sp_jrun *r, sp_jval v, uint64_t *out);
 
 static sp_status hash_tuple(sp_jrun *r, const sp_jlist *l, uint64_t *out) {
-    uint64_t h = 17, item;
+    uint64_t h = 17, item = 0;
     SP_TRY(sp_jrun_charge(r, l->n));
     SP_TRY(sp_jrun_enter(r));
     for (size_t i = 0; i < l->n; i++) {
@@ -306,8 +306,8 @@ static sp_status find_entry(sp_jrun *r, const sp_jdict *d, sp_jval key, uint64_t
 }
 
 sp_status sp_jdict_put(sp_jrun *r, sp_jdict *d, sp_jval key, sp_jval value) {
-    uint64_t hash;
-    sp_jentry *e;
+    uint64_t hash = 0;
+    sp_jentry *e = NULL;
     SP_TRY(hash_of(r, key, &hash));
     SP_TRY(find_entry(r, d, key, hash, &e));
     if (e) {
@@ -321,8 +321,8 @@ sp_status sp_jdict_put(sp_jrun *r, sp_jdict *d, sp_jval key, sp_jval value) {
 }
 
 sp_status sp_jdict_get(sp_jrun *r, const sp_jdict *d, sp_jval key, sp_jval *out) {
-    uint64_t hash;
-    sp_jentry *e;
+    uint64_t hash = 0;
+    sp_jentry *e = NULL;
     SP_TRY(hash_of(r, key, &hash));
     SP_TRY(find_entry(r, d, key, hash, &e));
     *out = e ? e->value : sp_jval_missing();
@@ -371,7 +371,7 @@ static sp_status of_number(sp_jrun *r, const sp_json_node *node, sp_jval *out) {
 }
 
 static sp_status of_array(sp_jrun *r, const sp_json_node *node, sp_jval *out) {
-    sp_jlist *l;
+    sp_jlist *l = NULL;
     SP_TRY(sp_jlist_create(r, (size_t)sp_json_count(node), &l));
     for (const sp_json_node *c = sp_json_first(node); c; c = sp_json_next(c)) {
         sp_jval v;
@@ -395,7 +395,7 @@ static sp_status of_key(sp_jrun *r, sp_slice key, sp_jval *out) {
 }
 
 static sp_status of_object(sp_jrun *r, const sp_json_node *node, sp_jval *out) {
-    sp_jdict *d;
+    sp_jdict *d = NULL;
     SP_TRY(sp_jdict_create(r, (size_t)sp_json_count(node), &d));
     for (const sp_json_node *c = sp_json_first(node); c; c = sp_json_next(c)) {
         sp_jval k, v;
