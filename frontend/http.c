@@ -273,7 +273,7 @@ int sp_http_count_busy(const sp_http *h) {
 }
 
 void sp_http_call_peer(const sp_http_call *c, char *out, size_t n) {
-    struct sockaddr_storage sa;
+    struct sockaddr_storage sa = {0};
     socklen_t len = sizeof sa;
     char host[INET6_ADDRSTRLEN] = "?";
     int port = 0;

@@ -8,8 +8,8 @@
 #include "runtime/base/log.h"
 
 /* Ends of one list: what a machine lacks is at its head. */
-static const char *const names[] = {"cpu-avx512", "cpu-avx2", "cpu-generic", "ref", "cpu", "auto",
-                                    NULL};
+static const char *const names[] = {"cpu-avx512", "cpu-avx2", "cpu-generic", "ref",
+                                    "cpu",        "auto",     NULL};
 
 const char *const *sp_dev_backends(void) {
     const char *fastest = sp_cpu_isas()[0]->name;

@@ -6,7 +6,9 @@
 #define LN2_SHORT 0x1.62e42fefa38p-1   /* 42 bits: times an exponent it is exact */
 #define LN2_SHORT_REST 0x1.ef35793c7673p-45
 
-static double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }
+static double fma_(double a, double b, double c) {
+    return __builtin_fma(a, b, c);
+}
 
 static double of_bits(uint64_t u) {
     double d;
@@ -52,7 +54,9 @@ static double exp_sum(double x, double lo) {
     return p * of_bits((uint64_t)(half + 1023) << 52) * of_bits((uint64_t)(i - half + 1023) << 52);
 }
 
-double sp_exp(double x) { return exp_sum(x, 0); }
+double sp_exp(double x) {
+    return exp_sum(x, 0);
+}
 
 /* log(x) as a sum of two doubles, for finite x > 0. About 2^-60 relative: pow() multiplies the
  * error by up to 700. */
@@ -96,8 +100,7 @@ double sp_pow(double x, double y) {
 /* x = n pi/2 + r + r_lo, |r| <= pi/4. The first step is exact: both terms are multiples of 2^-52
  * and their difference is below 1, for every |x| up to 2^30. */
 static int64_t reduce(double x, double *r, double *r_lo) {
-    const double p1 = 0x1.921fb54442d18p0, p2 = 0x1.1a62633145c07p-54,
-                 p3 = -0x1.f1976b7ed8fbcp-110;
+    const double p1 = 0x1.921fb54442d18p0, p2 = 0x1.1a62633145c07p-54, p3 = -0x1.f1976b7ed8fbcp-110;
     const double n = fma_(x, 0x1.45f306dc9c883p-1, MAGIC) - MAGIC;
     const double a = fma_(-n, p1, x), w = n * p2;
     *r = a - w;
@@ -140,5 +143,9 @@ static double sine(double x, int64_t quarter) {
     return n & 2 ? -y : y;
 }
 
-double sp_sin(double x) { return x == 0 ? x : sine(x, 0); }
-double sp_cos(double x) { return sine(x, 1); }
+double sp_sin(double x) {
+    return x == 0 ? x : sine(x, 0);
+}
+double sp_cos(double x) {
+    return sine(x, 1);
+}

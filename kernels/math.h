@@ -48,7 +48,9 @@ static const float sp_erff_far[8] = {0x1.65abb8p-13f, -0x1.212698p0f,  -0x1.444b
 #define SP_EXPF_MAX 89.0f
 #define SP_EXPF_MIN (-105.0f)
 
-static inline float sp_fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline float sp_fmaf(float a, float b, float c) {
+    return __builtin_fmaf(a, b, c);
+}
 
 /** c[0] + c[1] x + ... by Horner with fma. */
 static inline float sp_polyf(const float *c, int n, float x) {
@@ -98,7 +100,9 @@ static inline float sp_erff(float x) {
 }
 
 /** x / (1 + e^-x). */
-static inline float sp_siluf(float x) { return x / (1.0f + sp_expf(-x)); }
+static inline float sp_siluf(float x) {
+    return x / (1.0f + sp_expf(-x));
+}
 
 /** x Phi(x), by erf. */
 static inline float sp_geluf(float x) {

@@ -8,8 +8,7 @@ static double llama3_scaled(const sp_rope_params *p, double freq) {
     const double turns = p->original_max_positions * freq / TWO_PI; /* over the trained context */
     if (turns < p->low_freq_factor) return freq / p->factor;
     if (turns >= p->high_freq_factor) return freq;
-    const double keep =
-        (turns - p->low_freq_factor) / (p->high_freq_factor - p->low_freq_factor);
+    const double keep = (turns - p->low_freq_factor) / (p->high_freq_factor - p->low_freq_factor);
     return (1.0 - keep) * freq / p->factor + keep * freq;
 }
 
@@ -17,9 +16,12 @@ double sp_rope_inv_freq(const sp_rope_params *p, int32_t i) {
     SP_ASSERT(p->dims > 0 && p->dims % 2 == 0 && i >= 0 && i < p->dims / 2);
     const double freq = sp_pow(p->theta, -2.0 * i / p->dims);
     switch (p->type) {
-    case SP_ROPE_SCALE_NONE: return freq;
-    case SP_ROPE_SCALE_LINEAR: return freq / p->factor;
-    case SP_ROPE_SCALE_LLAMA3: return llama3_scaled(p, freq);
+    case SP_ROPE_SCALE_NONE:
+        return freq;
+    case SP_ROPE_SCALE_LINEAR:
+        return freq / p->factor;
+    case SP_ROPE_SCALE_LLAMA3:
+        return llama3_scaled(p, freq);
     }
     return freq;
 }

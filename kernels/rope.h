@@ -21,9 +21,9 @@ typedef struct sp_rope_params {
     int32_t dims; /* rotary dimensions, even, > 0 */
     double theta; /* > 0 */
     sp_rope_scaling type;
-    double factor;                              /* linear and llama3 */
-    double low_freq_factor, high_freq_factor;   /* llama3 */
-    double original_max_positions;              /* llama3 */
+    double factor;                            /* linear and llama3 */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    double original_max_positions;            /* llama3 */
 } sp_rope_params;
 
 /** Angle per position of pair `i`, 0 <= i < dims / 2. */

@@ -33,11 +33,13 @@ typedef struct agent {
     int stop_signals;   /* how many times we were asked to stop */
 } agent;
 
-/* In the child: dies with the agent, ignores what the agent handles for it, becomes `argv`. */
+/* In the child: dies with the agent, becomes `argv`. Signals that ask to stop stay blocked, so that
+ * one that comes before the child can listen waits for it instead of killing it. */
 SP_NORETURN static void become(char *const *argv, pid_t parent) {
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    sigset_t reaped;
+    sigemptyset(&reaped);
+    sigaddset(&reaped, SIGCHLD);
+    sigprocmask(SIG_UNBLOCK, &reaped, NULL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() == parent) execv("/proc/self/exe", argv);
     _exit(SP_EXIT_PEER);

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -52,6 +53,14 @@ static sp_status open_signals(head *h, sp_err *err) {
     h->stop_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (h->stop_fd < 0) return SP_FAIL(err, SP_E_IO, "signalfd: %s", strerror(errno));
     return SP_OK;
+}
+
+/* Every connection is a descriptor; what the hard limit gives is ours to take. */
+static void raise_file_limit(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0) sp_debug("open files stay at their limit");
 }
 
 static void copy_text(char *to, size_t n, const char *from) {
@@ -132,6 +141,7 @@ static sp_status load_text(head *h, sp_err *err) {
 
 /* The rank loads while the head reads the tokenizer, so FORM goes first. */
 static sp_status open_head(head *h, int ring_fd, sp_err *err) {
+    raise_file_limit();
     SP_TRY(open_signals(h, err));
     SP_TRY(sp_link_open_ring(&h->link, ring_fd, 0, err));
     SP_TRY(sp_model_prove(&h->model, &h->config, err));
@@ -204,6 +214,8 @@ int sp_head(int argc, char **argv) {
     int code;
     if (st == SP_E_CLOSED) {
         code = SP_EXIT_PEER; /* the rank has said why it ended */
+    } else if (st == SP_E_CANCELED) {
+        code = 128 + SIGINT; /* as a shell would say it */
     } else if (st != SP_OK) {
         fprintf(stderr, "superpod: %s\n", err.text);
         code = SP_EXIT_CONFIG;

@@ -63,7 +63,7 @@ static bool wait_some(ctl *c, int timeout_ms) {
         struct signalfd_siginfo info;
         while (read(c->front->stop_fd, &info, sizeof info) == sizeof info)
             sp_info("signal %u: draining", info.ssi_signo);
-        sp_engine_drain(c->front->engine);
+        /* The server refuses new work; the engine goes on for what was accepted. */
         sp_server_drain(c->server, -1);
     }
     return p[1].revents != 0;

@@ -54,7 +54,7 @@ static void cpu_close(sp_dev *dev) {
     sp_cpu *cpu = dev->impl;
     if (!cpu) return;
     sp_cpu_pool_destroy(cpu->pool);
-    sp_cpu_slab_close(cpu->slab);
+    sp_cpu_slab_close(cpu->packer.slab);
     sp_cpu_mem_free(cpu->panel, cpu->panel_floats * sizeof(float));
     sp_cpu_mem_free(cpu->scratch, cpu->scratch_bytes);
     sp_cpu_mem_free(cpu->parts, 2 * SP_CPU_PART_FLOATS * sizeof(float));
@@ -90,6 +90,7 @@ static sp_status cpu_open(sp_dev *dev, const sp_dev_config *config, sp_err *err)
         return st;
     }
     cpu->n_threads = sp_cpu_pool_threads(cpu->pool);
+    cpu->packer = (sp_cpu_packer){.pool = cpu->pool, .turn = isa->ops->turn};
     dev->impl = cpu;
     st = take_scratch(cpu, err);
     if (st != SP_OK) {
@@ -129,7 +130,7 @@ static sp_status cpu_pack(sp_dev *dev, sp_weight **out, const sp_weight_part *pa
                           const sp_segments *seg, sp_err *err) {
     sp_cpu *cpu = dev->impl;
     SP_TRY(grow_panel(cpu, parts[0].cols, err));
-    return sp_cpu_weight_pack(out, cpu->pool, &cpu->slab, parts, n_parts, seg, err);
+    return sp_cpu_weight_pack(out, &cpu->packer, parts, n_parts, seg, err);
 }
 
 static void cpu_weight_free(sp_dev *dev, sp_weight *w) {

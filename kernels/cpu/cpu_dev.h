@@ -16,8 +16,8 @@ typedef struct sp_cpu {
     sp_cpu_pool *pool;
     const sp_cpu_isa *isa;
     int n_threads;
-    sp_cpu_slab *slab; /* weights are being put here; held */
-    float *panel;      /* owned */
+    sp_cpu_packer packer; /* its slab is held */
+    float *panel;         /* owned */
     size_t panel_floats;
     float *scratch; /* owned: isa->attn->scratch_floats for each thread */
     size_t scratch_bytes;

@@ -102,6 +102,7 @@ typedef struct pack_job {
     sp_weight *w;
     const sp_weight_part *parts;
     int n_parts;
+    sp_cpu_turn *turn;
 } pack_job;
 
 static const unsigned char *source_row(const pack_job *job, int32_t row) {
@@ -115,53 +116,53 @@ static const unsigned char *source_row(const pack_job *job, int32_t row) {
     return NULL; /* a zero row that fills up the last tile; its bytes are zero already */
 }
 
-/* 16-bit values of one lane of a bf16 phase: pairs side by side, an odd last one alone. */
-static void put_pairs(uint16_t *tile, int lane, const uint16_t *row, const sp_cpu_phase *p) {
-    uint16_t *to = tile + (size_t)p->before * SP_LANES;
-    const size_t A = (size_t)p->n_active, step = A * 2 * SP_LANES;
-    const int32_t pairs = p->len / 2;
+/* One phase of one tile, 16 rows at a time; a bf16 pair travels as one 32-bit value. */
+static void put_turned(unsigned char *to, const unsigned char *const *rows, const sp_weight *w,
+                       const sp_cpu_phase *p, sp_cpu_turn *turn) {
+    const size_t elt = (size_t)w->elt, A = (size_t)p->n_active;
+    const int32_t n = (int32_t)((size_t)p->len * elt / 4);
     for (size_t a = 0; a < A; a++) {
-        uint16_t *d = to + a * 2 * SP_LANES + 2 * lane;
-        for (int32_t j = 0; j < pairs; j++, d += step)
-            memcpy(d, row + p->k0[a] + 2 * j, 2 * sizeof *d);
-        if (p->len % 2)
-            to[(size_t)pairs * step + a * SP_LANES + (size_t)lane] = row[p->k0[a] + p->len - 1];
+        const unsigned char *from[SP_LANES];
+        for (int i = 0; i < SP_LANES; i++)
+            from[i] = rows[i] ? rows[i] + (size_t)p->k0[a] * elt : NULL;
+        turn(to + a * 4 * SP_LANES, A * 4 * SP_LANES, from, n);
+        if (elt == 4 || p->len % 2 == 0) continue;
+        unsigned char *last = to + (size_t)n * A * 4 * SP_LANES + a * 2 * SP_LANES;
+        for (int i = 0; i < SP_LANES; i++)
+            if (from[i]) memcpy(last + i * 2, from[i] + (size_t)n * 4, 2);
     }
 }
 
-#define PUT_PLAIN(name, type) \
-    static void name(type *tile, int lane, const type *row, const sp_cpu_phase *p) { \
-        const size_t A = (size_t)p->n_active; \
-        for (size_t a = 0; a < A; a++) { \
-            type *d = tile + ((size_t)p->before + a) * SP_LANES + (size_t)lane; \
-            for (int32_t j = 0; j < p->len; j++, d += A * SP_LANES) *d = row[p->k0[a] + j]; \
-        } \
+static void put_f16(unsigned char *to, const unsigned char *const *rows, const sp_cpu_phase *p) {
+    const size_t A = (size_t)p->n_active;
+    for (size_t i = 0; i < A * SP_LANES; i++) {
+        const size_t a = i / SP_LANES, lane = i % SP_LANES;
+        if (!rows[lane]) continue;
+        const unsigned char *from = rows[lane] + (size_t)p->k0[a] * 2;
+        unsigned char *d = to + i * 2;
+        for (int32_t j = 0; j < p->len; j++, d += A * SP_LANES * 2, from += 2) memcpy(d, from, 2);
     }
-PUT_PLAIN(put_32, uint32_t)
-PUT_PLAIN(put_16, uint16_t)
+}
 
 static void pack_tile(void *ctx, int thread, int32_t tile) {
     (void)thread;
     const pack_job *job = ctx;
     const sp_weight *w = job->w;
-    unsigned char *to = w->tiles + (size_t)tile * w->tile_bytes;
-    for (int lane = 0; lane < SP_LANES; lane++) {
-        const unsigned char *row = source_row(job, tile * SP_LANES + lane);
-        for (int p = 0; row && p < w->n_phases; p++) {
-            const sp_cpu_phase *phase = &w->phase[p];
-            if (w->dtype == SP_DTYPE_BF16)
-                put_pairs((uint16_t *)(void *)to, lane, (const uint16_t *)(const void *)row, phase);
-            else if (w->dtype == SP_DTYPE_F16)
-                put_16((uint16_t *)(void *)to, lane, (const uint16_t *)(const void *)row, phase);
-            else
-                put_32((uint32_t *)(void *)to, lane, (const uint32_t *)(const void *)row, phase);
-        }
+    const unsigned char *rows[SP_LANES];
+    for (int i = 0; i < SP_LANES; i++) rows[i] = source_row(job, tile * SP_LANES + i);
+    for (int i = 0; i < w->n_phases; i++) {
+        const sp_cpu_phase *p = &w->phase[i];
+        unsigned char *to =
+            w->tiles + (size_t)tile * w->tile_bytes + (size_t)p->before * SP_LANES * (size_t)w->elt;
+        if (w->dtype == SP_DTYPE_F16)
+            put_f16(to, rows, p);
+        else
+            put_turned(to, rows, w, p, job->turn);
     }
 }
 
-sp_status sp_cpu_weight_pack(sp_weight **out, sp_cpu_pool *pool, sp_cpu_slab **slab,
-                             const sp_weight_part *parts, int n_parts, const sp_segments *seg,
-                             sp_err *err) {
+sp_status sp_cpu_weight_pack(sp_weight **out, sp_cpu_packer *packer, const sp_weight_part *parts,
+                             int n_parts, const sp_segments *seg, sp_err *err) {
     int32_t rows;
     SP_TRY(sp_check_parts(parts, n_parts, seg, &rows, err));
     sp_weight *w = sp_try_alloc(sizeof *w);
@@ -177,12 +178,12 @@ sp_status sp_cpu_weight_pack(sp_weight **out, sp_cpu_pool *pool, sp_cpu_slab **s
     };
     make_phases(w);
     const size_t bytes = (size_t)w->n_tiles * w->tile_bytes;
-    if (!place(w, slab, bytes)) {
+    if (!place(w, &packer->slab, bytes)) {
         sp_free(w);
         return SP_FAIL(err, SP_E_NOMEM, "no memory for %zu bytes of weights", bytes);
     }
-    pack_job job = {w, parts, n_parts};
-    sp_cpu_pool_run(pool, pack_tile, &job, w->n_tiles);
+    pack_job job = {w, parts, n_parts, packer->turn};
+    sp_cpu_pool_run(packer->pool, pack_tile, &job, w->n_tiles);
     *out = w;
     return SP_OK;
 }

@@ -60,11 +60,21 @@ void sp_cpu_mem_free(void *p, size_t bytes);
 
 size_t sp_cpu_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype);
 
-/** Lays `parts` out, the tiles spread over the pool. `slab` is the one being filled, NULL at first;
- * it is replaced when full.
+/** Turns 16 rows of `n` 32-bit values: value j of every row goes to the 64 bytes at to + j * step.
+ * A row that is NULL counts as zeros; rows need no alignment. */
+typedef void sp_cpu_turn(unsigned char *to, size_t step, const unsigned char *const *rows,
+                         int32_t n);
+
+typedef struct sp_cpu_packer {
+    sp_cpu_pool *pool;
+    sp_cpu_turn *turn;
+    sp_cpu_slab *slab; /* being filled; NULL at first, replaced when full; held */
+} sp_cpu_packer;
+
+/** Lays `parts` out, the tiles spread over the pool.
  * Owner:  caller, sp_cpu_weight_free(). `parts` are read during the call only.
  * Errors: SP_E_UNSUPPORTED dtype; SP_E_NOMEM */
-SP_NODISCARD sp_status sp_cpu_weight_pack(sp_weight **out, sp_cpu_pool *pool, sp_cpu_slab **slab,
+SP_NODISCARD sp_status sp_cpu_weight_pack(sp_weight **out, sp_cpu_packer *packer,
                                           const sp_weight_part *parts, int n_parts,
                                           const sp_segments *seg, sp_err *err);
 void sp_cpu_weight_free(sp_weight *w);

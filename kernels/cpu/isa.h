@@ -75,6 +75,7 @@ typedef struct sp_isa_ops {
     /** Rows row0..row1-1 of sequence `seq`. */
     void (*rope_store)(const sp_rope_store_args *a, const sp_seq_rows *seq, int32_t row0,
                        int32_t row1);
+    sp_cpu_turn *turn;
     /** The vector functions themselves: the window of tests/kernels/test_math.c. */
     void (*math)(sp_isa_fn fn, float *y, const float *x, int32_t n);
 } sp_isa_ops;

@@ -156,6 +156,26 @@ static void rope_store(const sp_rope_store_args *a, const sp_seq_rows *seq, int3
     }
 }
 
+static void turn(unsigned char *to, size_t step, const unsigned char *const *rows, int32_t n) {
+    for (int32_t j = 0; j < n; j += SP_LANES) {
+        const int left = part(n - j);
+        v16 t[SP_LANES];
+        for (int i = 0; i < SP_LANES; i++) {
+            float values[SP_LANES]; /* a copy: a row may lie at any address */
+            if (left < SP_LANES || !rows[i]) memset(values, 0, sizeof values);
+            if (rows[i] && left == SP_LANES) memcpy(values, rows[i] + (size_t)j * 4, sizeof values);
+            if (rows[i] && left < SP_LANES)
+                memcpy(values, rows[i] + (size_t)j * 4, (size_t)left * 4);
+            t[i] = v16_load(values);
+        }
+        v16_transpose(t);
+        for (int i = 0; i < left; i++) {
+            v16_store((float *)(void *)to, t[i]);
+            to += step;
+        }
+    }
+}
+
 static void math(sp_isa_fn fn, float *y, const float *x, int32_t n) {
     for (int32_t i = 0; i < n; i += SP_LANES) {
         const v16 v = v16_load_n(x + i, part(n - i));
@@ -178,4 +198,4 @@ static void math(sp_isa_fn fn, float *y, const float *x, int32_t n) {
     }
 }
 
-const sp_isa_ops SP_ISA_NAME(sp_isa_ops_) = {embed, add_rmsnorm, act_mul, rope_store, math};
+const sp_isa_ops SP_ISA_NAME(sp_isa_ops_) = {embed, add_rmsnorm, act_mul, rope_store, turn, math};

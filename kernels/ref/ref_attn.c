@@ -3,7 +3,9 @@
 #include "kernels/check.h"
 #include "kernels/math.h"
 
-static float *row_of(sp_mat m, int32_t row) { return (float *)m.data + (ptrdiff_t)row * m.stride; }
+static float *row_of(sp_mat m, int32_t row) {
+    return (float *)m.data + (ptrdiff_t)row * m.stride;
+}
 
 /* (a, b) turned by the angle: a' = fma(a, c, -(b s)), b' = fma(b, c, a s). */
 static void rotate(float *head, const sp_rope_table *rope, int32_t pos) {
@@ -120,7 +122,8 @@ void sp_ref_attend(sp_dev *dev, const sp_attn_args *a) {
             const int32_t row = a->seqs[s].row0 + i / a->n_heads, h = i % a->n_heads;
             const int32_t hi = a->seqs[s].pos0 + i / a->n_heads + 1;
             const int32_t lo = a->window && hi > a->window ? hi - a->window : 0;
-            const view v = {a, &a->seqs[s], row_of(a->qkv, row) + (ptrdiff_t)h * D, h / group, lo, hi};
+            const view v = {a,         &a->seqs[s], row_of(a->qkv, row) + (ptrdiff_t)h * D,
+                            h / group, lo,          hi};
             attend_head(&v, row_of(a->out, row) + (ptrdiff_t)h * D);
         }
 }

@@ -11,7 +11,9 @@ static sp_status ref_open(sp_dev *dev, const sp_dev_config *config, sp_err *err)
     return SP_OK;
 }
 
-static void ref_close(sp_dev *dev) { sp_free(dev->impl); }
+static void ref_close(sp_dev *dev) {
+    sp_free(dev->impl);
+}
 
 static void *ref_alloc(sp_dev *dev, size_t bytes) {
     (void)dev;
@@ -25,8 +27,7 @@ static void ref_free(sp_dev *dev, void *p, size_t bytes) {
 }
 
 static size_t ref_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype) {
-    return sizeof(sp_weight) +
-           (size_t)rows * (size_t)cols * (size_t)sp_dtype_bits(dtype) / 8;
+    return sizeof(sp_weight) + (size_t)rows * (size_t)cols * (size_t)sp_dtype_bits(dtype) / 8;
 }
 
 static sp_status ref_pack(sp_dev *dev, sp_weight **out, const sp_weight_part *parts, int n_parts,
@@ -42,7 +43,8 @@ static sp_status ref_pack(sp_dev *dev, sp_weight **out, const sp_weight_part *pa
     unsigned char *to = w->data;
     for (int i = 0; i < n_parts; i++)
         for (int32_t r = 0; r < parts[i].rows; r++, to += row_bytes)
-            memcpy(to, (const unsigned char *)parts[i].data + (size_t)r * (size_t)parts[i].stride * elt,
+            memcpy(to,
+                   (const unsigned char *)parts[i].data + (size_t)r * (size_t)parts[i].stride * elt,
                    row_bytes);
     *out = w;
     return SP_OK;
@@ -53,7 +55,9 @@ static void ref_weight_free(sp_dev *dev, sp_weight *w) {
     sp_free(w);
 }
 
-static sp_ticket ref_submit(sp_dev *dev) { return ++((sp_ref *)dev->impl)->last; }
+static sp_ticket ref_submit(sp_dev *dev) {
+    return ++((sp_ref *)dev->impl)->last;
+}
 
 static sp_status ref_poll(sp_dev *dev, sp_ticket ticket, int64_t deadline_ns, sp_err *err) {
     (void)ticket;

@@ -85,9 +85,12 @@ void sp_ref_gemm(sp_dev *dev, sp_mat y, sp_mat x, const sp_weight *w, const floa
 
 static float activate(float x, sp_act act) {
     switch (act) {
-    case SP_ACT_SILU: return sp_siluf(x);
-    case SP_ACT_GELU: return sp_geluf(x);
-    case SP_ACT_GELU_TANH: return sp_gelu_tanhf(x);
+    case SP_ACT_SILU:
+        return sp_siluf(x);
+    case SP_ACT_GELU:
+        return sp_geluf(x);
+    case SP_ACT_GELU_TANH:
+        return sp_gelu_tanhf(x);
     }
     return x;
 }

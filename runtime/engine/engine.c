@@ -354,9 +354,9 @@ static sp_status take_ready(sp_engine *e, const sp_frame *f, sp_err *err) {
     e->info.kv_dtype = e->kv_dtype;
     pthread_mutex_unlock(&e->lock);
     sp_stepper_account(e->stepper);
-    sp_info("ready: %d blocks of %d tokens (%s), %d sequences, %d tokens a step, %d a sequence",
-            e->config.n_blocks, e->config.block_tokens, e->kv_dtype, e->config.max_num_seqs,
-            e->config.max_batched_tokens, e->config.max_model_len);
+    sp_debug("ready: %d blocks of %d tokens (%s), %d sequences, %d tokens a step, %d a sequence",
+             e->config.n_blocks, e->config.block_tokens, e->kv_dtype, e->config.max_num_seqs,
+             e->config.max_batched_tokens, e->config.max_model_len);
     set_state(e, SP_ENGINE_READY);
     return SP_OK;
 }

@@ -1,6 +1,7 @@
-#include "runtime/text/tokenizer_impl.h"
+#include "runtime/text/tokenizer.h"
 
 #include "runtime/base/mem.h"
+#include "runtime/text/tokenizer_impl.h"
 #include "runtime/text/unicode.h"
 
 #define TEXT_BYTES_MAX ((size_t)256 << 20)

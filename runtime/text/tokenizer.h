@@ -50,8 +50,9 @@ SP_NODISCARD sp_status sp_tokenizer_encode(const sp_tokenizer *t, sp_slice text,
 void sp_tokenizer_decode(const sp_tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
                          sp_buf *out);
 
-int32_t sp_tokenizer_size(const sp_tokenizer *t);            /* highest id + 1 */
-sp_slice sp_tokenizer_piece(const sp_tokenizer *t, int32_t id); /* as in the file; empty: no such id */
+int32_t sp_tokenizer_size(const sp_tokenizer *t); /* highest id + 1 */
+sp_slice sp_tokenizer_piece(const sp_tokenizer *t,
+                            int32_t id); /* as in the file; empty: no such id */
 int32_t sp_tokenizer_find(const sp_tokenizer *t, sp_slice piece); /* -1: none */
 bool sp_tokenizer_is_special(const sp_tokenizer *t, int32_t id);
 int32_t sp_tokenizer_bos(const sp_tokenizer *t); /* -1: none */

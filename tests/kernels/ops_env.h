@@ -30,19 +30,25 @@ static UNUSED uint32_t rng(void) {
 static UNUSED int32_t between(int32_t lo, int32_t hi) {
     return lo + (int32_t)(rng() % (uint32_t)(hi - lo + 1));
 }
-#define PICK(...)                                                                                  \
+#define PICK(...) \
     ((const int32_t[]){__VA_ARGS__})[rng() % (sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t))]
 
 /* Mostly around 1; now and then a zero of either sign, a subnormal or a large number. */
 static UNUSED float value(void) {
     const float f = (float)((int32_t)rng()) / 2147483648.0f;
     switch (rng() % 200) {
-    case 0: return 0.0f;
-    case 1: return -0.0f;
-    case 2: return f * 0x1p-126f;
-    case 3: return f * 0x1p-20f;
-    case 4: return f * 1000.0f;
-    default: return f;
+    case 0:
+        return 0.0f;
+    case 1:
+        return -0.0f;
+    case 2:
+        return f * 0x1p-126f;
+    case 3:
+        return f * 0x1p-20f;
+    case 4:
+        return f * 1000.0f;
+    default:
+        return f;
     }
 }
 

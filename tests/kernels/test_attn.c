@@ -33,7 +33,9 @@ static void model_free(model *m) {
     free(m->sin);
 }
 
-static int32_t width(const model *m) { return (m->H + 2 * m->K) * m->D; }
+static int32_t width(const model *m) {
+    return (m->H + 2 * m->K) * m->D;
+}
 
 /* A cache that holds NaN wherever nothing was stored, with block tables in no order. */
 typedef struct cache {
@@ -61,8 +63,11 @@ static cache cache_make(const model *m, int32_t B, const int32_t *lengths, int32
         at += blocks;
     }
     free(order);
-    c.view = (sp_kv_view){
-        .block_tokens = B, .n_kv_heads = m->K, .head_dim = m->D, .dtype = m->kv, .layer_offset = 64};
+    c.view = (sp_kv_view){.block_tokens = B,
+                          .n_kv_heads = m->K,
+                          .head_dim = m->D,
+                          .dtype = m->kv,
+                          .layer_offset = 64};
     c.view.block_bytes = 64 + 2 * sp_kv_v_offset(&c.view) + 32;
     c.memory = malloc((size_t)n * c.view.block_bytes);
     memset(c.memory, 0xff, (size_t)n * c.view.block_bytes);
@@ -197,7 +202,8 @@ static void check_attention(const model *m, const text *t, const cache *c, const
             for (int32_t p = lo; p <= pos; p++) {
                 const unsigned char *k = sp_kv_k_row(&c->view, c->tables[s], h / (m->H / m->K), p);
                 const source ks = {(void *)(uintptr_t)k, m->kv, 1, m->D, 0};
-                const source vs = {(void *)(uintptr_t)(k + sp_kv_v_offset(&c->view)), m->kv, 1, m->D, 0};
+                const source vs = {(void *)(uintptr_t)(k + sp_kv_v_offset(&c->view)), m->kv, 1,
+                                   m->D, 0};
                 double dot = 0;
                 for (int32_t d = 0; d < m->D; d++)
                     dot += (double)o->q[s][at + d] * source_at(&ks, 0, d);

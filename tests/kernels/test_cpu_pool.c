@@ -173,7 +173,9 @@ static void pinned_threads_keep_to_one_core_each(void) {
     CU_ASSERT(cores[n - 1] <= 1);
 }
 
-static int64_t frozen(void) { return 1; }
+static int64_t frozen(void) {
+    return 1;
+}
 static void a_stopped_clock_does_not_keep_threads_spinning(void) {
     static tally t;
     sp_clock_set(frozen);

@@ -25,7 +25,9 @@ static uint32_t rng(void) {
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return (uint32_t)(z >> 32);
 }
-static double uniform(double lo, double hi) { return lo + (hi - lo) * rng() / 4294967296.0; }
+static double uniform(double lo, double hi) {
+    return lo + (hi - lo) * rng() / 4294967296.0;
+}
 
 typedef float float_fn(float);
 typedef double double_fn(double);
@@ -35,7 +37,8 @@ static double ulps(float got, double want) {
     if (isnan(want)) return isnan(got) ? 0 : INFINITY;
     const float near = (float)want;
     if (near == got) return 0;
-    if (isinf(near) || isinf(got)) return fabs(want) > 3.4e38 && fabsf(got) > 3.4e38f ? 1 : INFINITY;
+    if (isinf(near) || isinf(got))
+        return fabs(want) > 3.4e38 && fabsf(got) > 3.4e38f ? 1 : INFINITY;
     int exp;
     frexp(want, &exp);
     const double ulp = ldexp(1, exp - 24 < -149 ? -149 : exp - 24);
@@ -99,9 +102,10 @@ static bool same_float(float a, float b) {
 
 /* Any bits, numbers around the branches, and plain ones. */
 static float sample(int i) {
-    static const float edges[] = {0.0f,   -0.0f,  INFINITY, -INFINITY, NAN,     0x1p-149f, -0x1p-149f,
-                                  89.0f,  -105.0f, 0.625f,  0.95f,     4.0f,    0x1p-126f, 1.0f,
-                                  3.4e38f, -3.4e38f, 88.72284f, -103.97208f, 0.70710677f, 0x1p-127f};
+    static const float edges[] = {0.0f,      -0.0f,      INFINITY,    -INFINITY,   NAN,
+                                  0x1p-149f, -0x1p-149f, 89.0f,       -105.0f,     0.625f,
+                                  0.95f,     4.0f,       0x1p-126f,   1.0f,        3.4e38f,
+                                  -3.4e38f,  88.72284f,  -103.97208f, 0.70710677f, 0x1p-127f};
     const int n = (int)SP_LEN(edges);
     if (i < n) return edges[i];
     if (i < 3 * n) return nextafterf(edges[i % n], i < 2 * n ? INFINITY : -INFINITY);
@@ -111,7 +115,9 @@ static float sample(int i) {
 
 static void vector_functions_have_the_bits_of_the_scalar_ones(void) {
     static float_fn *const scalar[] = {sp_expf, sp_logf, sp_tanhf, sp_erff};
-    enum { N = 1000 };
+    enum {
+        N = 1000
+    };
     float x[N], y[N];
     for (const sp_cpu_isa *const *isa = sp_cpu_isas(); *isa; isa++) {
         /* The plain lanes call libm's fma: one in ten of the samples says as much. */
@@ -191,10 +197,15 @@ static void double_functions_know_the_special_values(void) {
 }
 
 /* FNV-1a over bits: the constant below was computed once; another machine must agree. */
-static uint64_t hash_of(const void *p, size_t n) { return sp_hash_bytes(p, n); }
+static uint64_t hash_of(const void *p, size_t n) {
+    return sp_hash_bytes(p, n);
+}
 
 static void rope_tables_hold_cosine_and_sine_of_position_times_frequency(void) {
-    enum { N = 300, DIMS = 64 };
+    enum {
+        N = 300,
+        DIMS = 64
+    };
     const sp_rope_params p = {.dims = DIMS, .theta = 10000};
     float *c = malloc(N * DIMS / 2 * sizeof *c), *s = malloc(N * DIMS / 2 * sizeof *s);
     sp_rope_fill(&p, N, c, s);

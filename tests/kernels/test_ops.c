@@ -70,8 +70,8 @@ static void compare_product(env *e, const shape *s) {
         float *y = product(&e->dev[i], s, step);
         const bool ok = same(y, want, (size_t)s->T * (size_t)s->y_stride);
         if (!ok)
-            fprintf(stderr, "%s: T %d N %d K %d %s, %d segments, %d rows a call\n", e->name[i], s->T,
-                    s->N, s->K, sp_dtype_name(s->src.dtype), s->seg.n, step);
+            fprintf(stderr, "%s: T %d N %d K %d %s, %d segments, %d rows a call\n", e->name[i],
+                    s->T, s->N, s->K, sp_dtype_name(s->src.dtype), s->seg.n, step);
         CU_ASSERT(ok);
         free(y);
     }
@@ -112,7 +112,11 @@ static void a_whole_k_of_equal_segments_and_many_tiles_multiplies_like_ref(void)
 
 static void ranks_of_a_tensor_group_continue_the_same_tree(void) {
     env e = env_open(13);
-    enum { T = 3, N = 20, K = 77 };
+    enum {
+        T = 3,
+        N = 20,
+        K = 77
+    };
     shape s = any_shape(T, N, K, SP_DTYPE_BF16);
     free(s.bias);
     s.bias = NULL;
@@ -257,8 +261,8 @@ static void norm_of_zeros_is_zero_and_adds_nothing_without_a_partial(void) {
     for (int i = 0; i < e.n; i++) {
         float x[20] = {0}, y[20], w[20], bias[20];
         for (int k = 0; k < 20; k++) w[k] = bias[k] = 1;
-        e.dev[i].ops->add_rmsnorm(&e.dev[i], mat(y, 1, 20, 20), mat(x, 1, 20, 20), (sp_mat){0}, bias,
-                                  w, 1e-5f);
+        e.dev[i].ops->add_rmsnorm(&e.dev[i], mat(y, 1, 20, 20), mat(x, 1, 20, 20), (sp_mat){0},
+                                  bias, w, 1e-5f);
         for (int k = 0; k < 20; k++) CU_ASSERT(y[k] == 0 && x[k] == 0);
     }
     env_close(&e);

@@ -31,12 +31,8 @@ static const float *run(sp_null_model *m, int32_t from, int32_t n, const int32_t
     sp_stage_model cb = sp_null_model_callbacks(m);
     sp_seq_rows seq = {.n_rows = n, .pos0 = from, .blocks = blocks};
     int32_t row = n - 1;
-    sp_batch b = {.n_tokens = n,
-                        .ids = TOKENS + from,
-                        .n_seqs = 1,
-                        .seqs = &seq,
-                        .n_rows = 1,
-                        .rows = &row};
+    sp_batch b = {
+        .n_tokens = n, .ids = TOKENS + from, .n_seqs = 1, .seqs = &seq, .n_rows = 1, .rows = &row};
     const float *logits = NULL;
     sp_err err = {0};
     CU_ASSERT_EQUAL_FATAL(cb.forward(cb.ctx, &b, &logits, &err), SP_OK);

@@ -44,12 +44,13 @@ static void open_fixture(fixture *f, const char *dir, const char *backend, int t
     sp_dev_config dc = {.backend = backend, .n_threads = threads};
     must(sp_dev_open(&f->dev, &dc, &err), &err);
     sp_forward_config sc = {.max_tokens = MAX_TOKENS,
-                          .max_rows = MAX_TOKENS,
-                          .max_model_len = MAX_LEN,
-                          .block_tokens = block_tokens,
-                          .n_blocks = 2 * MAX_LEN / block_tokens,
-                          .kv_dtype = SP_DTYPE_F32};
-    must(sp_forward_open(&f->stage, &f->dev, f->dir, &f->desc, f->arch, &sc, NULL, NULL, &err), &err);
+                            .max_rows = MAX_TOKENS,
+                            .max_model_len = MAX_LEN,
+                            .block_tokens = block_tokens,
+                            .n_blocks = 2 * MAX_LEN / block_tokens,
+                            .kv_dtype = SP_DTYPE_F32};
+    must(sp_forward_open(&f->stage, &f->dev, f->dir, &f->desc, f->arch, &sc, NULL, NULL, &err),
+         &err);
     /* What a freed block holds is never read: NaN everywhere would show it. */
     memset(f->stage->kv, 0xff, f->stage->kv_bytes);
 }
