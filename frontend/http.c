@@ -60,7 +60,7 @@ static sp_status bind_to(sp_http *h, const struct addrinfo *ai, sp_err *err) {
 }
 
 static int port_of(int fd) {
-    struct sockaddr_storage sa;
+    struct sockaddr_storage sa = {0};
     socklen_t len = sizeof sa;
     if (getsockname(fd, (struct sockaddr *)&sa, &len) != 0) return 0;
     if (sa.ss_family == AF_INET) return ntohs(((struct sockaddr_in *)&sa)->sin_port);

@@ -208,6 +208,7 @@ int sp_head(int argc, char **argv) {
     sp_log_level level = SP_LOG_INFO;
     sp_status st = sp_config_parse(&h.config, (sp_command)command, argc - 2, argv + 2, &help, &err);
     if (st == SP_OK) st = sp_log_parse_level(h.config.log_level, &level);
+    if (h.config.quiet && level > SP_LOG_WARN) level = SP_LOG_WARN;
     sp_log_setup("head", level, st == SP_OK && strcmp(h.config.log_format, "json") == 0);
     if (st == SP_OK) st = open_head(&h, (int)fd, &err);
     if (st == SP_OK && command != SP_CMD_SERVE) st = wait_ready(&h, &err);
