@@ -60,8 +60,9 @@ static sp_status bind_to(sp_http *h, const struct addrinfo *ai, sp_err *err) {
 }
 
 static int port_of(int fd) {
-    struct sockaddr_storage sa = {0};
+    struct sockaddr_storage sa;
     socklen_t len = sizeof sa;
+    memset(&sa, 0, sizeof sa);
     if (getsockname(fd, (struct sockaddr *)&sa, &len) != 0) return 0;
     if (sa.ss_family == AF_INET) return ntohs(((struct sockaddr_in *)&sa)->sin_port);
     return ntohs(((struct sockaddr_in6 *)&sa)->sin6_port);
