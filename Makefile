@@ -9,11 +9,11 @@ have = $(shell pkg-config --exists $(1) 2>/dev/null && echo 1)
 PKGS := libcjson libpcre2-8 libutf8proc hwloc yaml-0.1 libevent openssl
 
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef \
-	-Wpointer-arith -Wwrite-strings -Wno-format-nonliteral $(if $(CI),-Werror)
+	-Wpointer-arith -Wwrite-strings -Wno-format-nonliteral -Wno-format-truncation $(if $(CI),-Werror)
 OPT_release := -O3 -g
 OPT_debug := -O0 -g3 -DSP_DEBUG
 # Under sanitizers gcc loses what it knows of ranges, and its flow warnings cry wolf.
-CALM := -Wno-format-truncation -Wno-maybe-uninitialized -Wno-stringop-overflow
+CALM := -Wno-maybe-uninitialized -Wno-stringop-overflow
 OPT_asan := $(CALM) -O1 -g -DSP_DEBUG -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 OPT_tsan := $(CALM) -O1 -g -DSP_DEBUG -fsanitize=thread
 # Bits are part of the contract: no contraction, no fast-math, anywhere.

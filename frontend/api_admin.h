@@ -1,6 +1,6 @@
 /* frontend/api_admin.h - what tells about the server: health, models, figures.
  *
- * Source: vLLM's routes; CONTRACTS 2a.2 and 2a.7. Thread: loop. */
+ * Source: vLLM's routes. Thread: loop. */
 #pragma once
 
 #include "frontend/front.h"

@@ -1,6 +1,6 @@
 /* frontend/api_chat.h - POST /v1/chat/completions.
  *
- * Source: OpenAI API reference, chat; CONTRACTS 2a.4 and 2a.5. Thread: loop. */
+ * Source: OpenAI API reference, chat. Thread: loop. */
 #pragma once
 
 #include "frontend/generate.h"

@@ -1,6 +1,6 @@
 /* frontend/api_text.h - POST /v1/completions.
  *
- * Source: OpenAI API reference, completions; CONTRACTS 2a.6. Thread: loop. */
+ * Source: OpenAI API reference, completions. Thread: loop. */
 #pragma once
 
 #include "frontend/generate.h"

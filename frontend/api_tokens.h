@@ -1,6 +1,6 @@
 /* frontend/api_tokens.h - POST /tokenize and /detokenize.
  *
- * Source: vLLM's routes of the same names; CONTRACTS 2a.10. Thread: loop. */
+ * Source: vLLM's routes of the same names. Thread: loop. */
 #pragma once
 
 #include "frontend/front.h"

@@ -20,7 +20,7 @@ SP_NODISCARD sp_status sp_auth_create(sp_auth **out, const char *const *keys, in
                                       const char *const *hosts, int n_hosts, sp_err *err);
 void sp_auth_destroy(sp_auth *a);
 
-/** Whether a path needs a key when there are keys (CONTRACTS 2a.1: what serves the model does;
+/** Whether a path needs a key when there are keys (what serves the model does;
  * health and metrics do not). */
 bool sp_auth_guards(sp_slice path);
 /** True when there are no keys, or the request carries one of them: "Authorization: Bearer KEY" or

@@ -3,7 +3,7 @@
  * Dashboards, autoscalers and routers already know these names, so they are kept to the letter;
  * what vLLM has no name for is superpod:*. A family is written once: HELP, TYPE, then its series.
  *
- * Source: CONTRACTS 2b.1; Prometheus text format 0.0.4. Thread: loop. */
+ * Source: metric names of vLLM; Prometheus text format 0.0.4. Thread: loop. */
 #pragma once
 
 #include "frontend/front.h"

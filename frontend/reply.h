@@ -3,7 +3,7 @@
  * One table maps statuses to error types. Words come from the code that refused; nothing of the
  * system's own messages is passed on.
  *
- * Source: OpenAI API reference; CONTRACTS 2a.3. Thread: any. */
+ * Source: OpenAI API reference. Thread: any. */
 #pragma once
 
 #include "frontend/fields.h"

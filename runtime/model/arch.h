@@ -4,7 +4,7 @@
  * forward pass reads the row; no family has code of its own. An architecture that is not in the
  * table is refused by name, and so is a feature of a listed one that cannot be computed yet.
  *
- * Source: MODELS facts of the families' reference implementations (config keys, tensor names).
+ * Source: the families' reference implementations in Hugging Face transformers (keys, tensor names).
  * Thread: const tables. */
 #pragma once
 

@@ -1,7 +1,7 @@
 /* runtime/model/forward.h - one pipeline stage: weights, scratch, KV memory, and a step through it.
  *
  * Everything is taken at open by the sizes of the configuration and never grows; a step allocates
- * nothing. The same tokens give the same bytes whatever else is in the batch (ARCHITECTURE: same
+ * nothing. The same tokens give the same bytes whatever else is in the batch (kernels: same
  * bits), so callers may cut and mix steps as they like.
  *
  * Source: Llama: Touvron et al. 2023; paged attention: Kwon et al., SOSP 2023.
