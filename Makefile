@@ -9,7 +9,7 @@ have = $(shell pkg-config --exists $(1) 2>/dev/null && echo 1)
 PKGS := libcjson libpcre2-8 libutf8proc hwloc yaml-0.1 libevent openssl
 
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef \
-	-Wpointer-arith -Wwrite-strings -Wno-format-nonliteral -Wno-format-truncation $(if $(CI),-Werror)
+	-Wpointer-arith -Wwrite-strings -Wno-format-nonliteral -Wno-format-truncation -Wno-unknown-warning-option $(if $(CI),-Werror)
 OPT_release := -O3 -g
 OPT_debug := -O0 -g3 -DSP_DEBUG
 # Under sanitizers gcc loses what it knows of ranges, and its flow warnings cry wolf.
