@@ -59,28 +59,11 @@ typedef struct work {
     float *scratch;
 } work;
 
-static const float *query_of(const sp_cpu_attn *t, int32_t i) {
+static inline const float *query_of(const sp_cpu_attn *t, int32_t i) {
     const int32_t n = t->query0 + i, row = t->seq->row0 + n / t->group;
     const int32_t head = t->kv_head * t->group + n % t->group;
     return (const float *)t->a->qkv.data + (ptrdiff_t)row * t->a->qkv.stride +
            (ptrdiff_t)head * t->a->kv.head_dim;
-}
-
-static float *out_of(const sp_cpu_attn *t, int32_t i) {
-    const int32_t n = t->query0 + i, row = t->seq->row0 + n / t->group;
-    const int32_t head = t->kv_head * t->group + n % t->group;
-    return (float *)t->a->out.data + (ptrdiff_t)row * t->a->out.stride +
-           (ptrdiff_t)head * t->a->kv.head_dim;
-}
-
-/* Absolute positions lo..hi-1 that query i sees. */
-static void range_of(const sp_cpu_attn *t, int32_t i, int32_t *lo, int32_t *hi) {
-    *hi = t->seq->pos0 + (t->query0 + i) / t->group + 1;
-    *lo = t->a->window && *hi > t->a->window ? *hi - t->a->window : 0;
-}
-
-static int32_t clip(int32_t x) {
-    return x < 0 ? 0 : x > SPLIT ? SPLIT : x;
 }
 
 /* ---- scores ---- */
@@ -127,8 +110,8 @@ SP_INLINE void score_group(const work *w, const float *const *q, int32_t g, floa
 }
 
 #define SCORES_FN(type) \
-    static void scores_##type(const work *w, const float *const *q, int32_t n, int32_t g0, \
-                              int32_t g1, float *const *s) { \
+    static inline void scores_##type(const work *w, const float *const *q, int32_t n, int32_t g0, \
+                                     int32_t g1, float *const *s) { \
         for (int32_t g = g0; n == 2 && g < g1; g++) score_group(w, q, g, s, 2, SP_DTYPE_##type); \
         for (int32_t g = g0; n == 1 && g < g1; g++) score_group(w, q, g, s, 1, SP_DTYPE_##type); \
     }
@@ -137,7 +120,7 @@ SCORES_FN(F16)
 SCORES_FN(BF16)
 
 /* Scores of queries first..end-1, K where it lies, in pairs. */
-static void scores_direct(const work *w, int32_t first, int32_t end) {
+static inline void scores_direct(const work *w, int32_t first, int32_t end) {
     for (int32_t i = first; i < end; i += 2) {
         const int32_t n = end - i < 2 ? 1 : 2;
         const int32_t g0 = w->q_lo[i] / 16, g1 = (w->q_hi[i + n - 1] + 15) / 16;
@@ -188,8 +171,8 @@ SP_INLINE void scores_turned(const float *q, const float *k, int32_t D, const in
 typedef void turned_fn(const float *q, const float *k, int32_t D, int32_t vecs, v16 scale,
                        float *const *s);
 #define TURNED_FN(name, D, vecs, G) \
-    static void name(const float *q, const float *k, int32_t any_D, int32_t any_vecs, v16 scale, \
-                     float *const *s) { \
+    static inline void name(const float *q, const float *k, int32_t any_D, int32_t any_vecs, \
+                            v16 scale, float *const *s) { \
         (void)any_D; \
         (void)any_vecs; \
         scores_turned(q, k, D, vecs, scale, s, G); \
@@ -205,11 +188,11 @@ TURNED_FN(turned_128_1, 128, 8, 1)
 TURNED_FN(turned_128_2, 128, 8, 2)
 static turned_fn *const turned_64[2] = {turned_64_1, turned_64_2};
 static turned_fn *const turned_128[2] = {turned_128_1, turned_128_2};
-static turned_fn *const *turned_fns(int32_t D) {
+static inline turned_fn *const *turned_fns(int32_t D) {
     return D == 64 ? turned_64 : D == 128 ? turned_128 : turned_any;
 }
 #else
-static turned_fn *const *turned_fns(int32_t D) {
+static inline turned_fn *const *turned_fns(int32_t D) {
     (void)D;
     return turned_any;
 }
@@ -217,7 +200,7 @@ static turned_fn *const *turned_fns(int32_t D) {
 
 /* Queries i and i + 1 (the last one alone: twice) side by side. Where they lie, rows of a
  * power-of-two pitch would fight for the same sets of L1: the copy halved the time of a score. */
-static const float *turn_pair(const work *w, int32_t i, int32_t end) {
+static inline const float *turn_pair(const work *w, int32_t i, int32_t end) {
     float *to = w->scratch + AT_Q + (size_t)i * (size_t)w->vecs * 16;
     const float *q0 = query_of(w->t, i), *q1 = query_of(w->t, i + 1 < end ? i + 1 : i);
     for (int32_t d = 0; d < w->D; d++) {
@@ -228,7 +211,7 @@ static const float *turn_pair(const work *w, int32_t i, int32_t end) {
 }
 
 /* Scores of queries first..end-1. K of two groups stays in L1 while all queries go over it. */
-static void scores_packed(const work *w, int32_t first, int32_t end) {
+static inline void scores_packed(const work *w, int32_t first, int32_t end) {
     const size_t group_floats = (size_t)w->vecs * 16 * 16;
     const v16 scale = v16_set(w->t->a->scale);
     turned_fn *const *fns = turned_fns(w->D);
@@ -256,7 +239,7 @@ SP_INLINE v16 seen(int32_t g, int32_t lo, int32_t hi, v16 x, v16 other) {
 }
 
 /* s[lo..hi-1] become p = exp(s - max), the rest of their groups 0. */
-static void softmax(float *s, int32_t lo, int32_t hi, float *max, float *sum) {
+static inline void softmax(float *s, int32_t lo, int32_t hi, float *max, float *sum) {
     const int32_t g0 = lo / 16, g1 = (hi + 15) / 16;
     const v16 none = v16_set(-SP_INF);
     v16 top = none, lanes = v16_zero();
@@ -291,8 +274,8 @@ SP_INLINE void out_one(const work *w, const float *p, int32_t lo, int32_t hi, si
     UNROLL for (int i = 0; i < N; i++) v16_store(out + 16 * i, acc[i]);
 }
 
-static void out_tail(const work *w, const float *p, int32_t lo, int32_t hi, int32_t d0,
-                     float *out) {
+static inline void out_tail(const work *w, const float *p, int32_t lo, int32_t hi, int32_t d0,
+                            float *out) {
     v16 acc = v16_load(out);
     for (int32_t pos = lo; pos < hi; pos++)
         acc =
@@ -301,7 +284,8 @@ static void out_tail(const work *w, const float *p, int32_t lo, int32_t hi, int3
 }
 
 #define OUT_CASES(type) \
-    static int32_t out_##type(const work *w, const float *p, int32_t lo, int32_t hi, float *out) { \
+    static inline int32_t out_##type(const work *w, const float *p, int32_t lo, int32_t hi, \
+                                     float *out) { \
         int32_t d = 0; \
         for (; w->D - d >= OUT_VECS_ONE * 16; d += OUT_VECS_ONE * 16) \
             out_one(w, p, lo, hi, (size_t)d, out + d, OUT_VECS_ONE, SP_DTYPE_##type); \
@@ -315,7 +299,7 @@ OUT_CASES(F32)
 OUT_CASES(F16)
 OUT_CASES(BF16)
 
-static void out_query(const work *w, const float *p, int32_t lo, int32_t hi, float *out) {
+static inline void out_query(const work *w, const float *p, int32_t lo, int32_t hi, float *out) {
     if (lo >= hi) return;
     const int32_t d = w->v_type == SP_DTYPE_F32   ? out_F32(w, p, lo, hi, out)
                       : w->v_type == SP_DTYPE_F16 ? out_F16(w, p, lo, hi, out)
@@ -353,8 +337,8 @@ SP_INLINE void out_joint(const work *w, const float *p, int32_t lo, int32_t hi, 
 }
 
 #define OUT_JOINT_FN(type) \
-    static int32_t joint_##type(const work *w, const float *p, int32_t n, int32_t lo, int32_t hi, \
-                                float *const *out) { \
+    static inline int32_t joint_##type(const work *w, const float *p, int32_t n, int32_t lo, \
+                                       int32_t hi, float *const *out) { \
         int32_t d = 0; \
         for (; n == 4 && w->D - d >= 16 * OUT_VECS; d += 16 * OUT_VECS) \
             out_joint(w, p, lo, hi, (size_t)d, out, 4, OUT_VECS, SP_DTYPE_##type); \
@@ -371,8 +355,8 @@ OUT_JOINT_FN(F16)
 OUT_JOINT_FN(BF16)
 
 /* n = 2 or 4 queries. */
-static void out_queries(const work *w, const float *p, int32_t n, int32_t lo, int32_t hi,
-                        float *const *out) {
+static inline void out_queries(const work *w, const float *p, int32_t n, int32_t lo, int32_t hi,
+                               float *const *out) {
     const int32_t d = w->v_type == SP_DTYPE_F32   ? joint_F32(w, p, n, lo, hi, out)
                       : w->v_type == SP_DTYPE_F16 ? joint_F16(w, p, n, lo, hi, out)
                                                   : joint_BF16(w, p, n, lo, hi, out);

@@ -120,7 +120,7 @@ static void attend_by_splits(const units *u, double ns) {
     }
 }
 
-/* Measured on short contexts, where it matters: 0.3 ns for each dimension of a query and position. */
+/* Measured where it matters, on short contexts: 0.3 ns a dimension of a query and position. */
 static double work_ns(const sp_attn_args *a) {
     double n = 0;
     for (int32_t s = 0; s < a->n_seqs; s++) {
@@ -135,7 +135,7 @@ void sp_cpu_attend(sp_cpu *cpu, const sp_attn_args *a) {
     units u = {.cpu = cpu, .a = a, .group = a->n_heads / a->kv.n_kv_heads};
     u.chunk = SP_ATTN_QUERIES;
     u.n = count_units(&u);
-    /* One long prompt with few kv heads: smaller chunks, so that there is something for everyone. */
+    /* One long prompt with few kv heads: smaller chunks, so that there is work for everyone. */
     while (u.n < 3 * cpu->n_threads && u.chunk > 16) {
         u.chunk /= 2;
         u.n = count_units(&u);

@@ -32,8 +32,8 @@ typedef struct sp_cpu_phase {
     int32_t before;           /* elements of the tile (a lane's) before this phase */
 } sp_cpu_phase;
 
-/** Memory of several weights: small ones share huge pages, since a page walk for every 64 lines of a
- * 4 KiB page halves the reading rate inside a virtual machine (measured 10.7 against 22 GB/s). */
+/** Memory of several weights: small ones share huge pages too, since a page walk for every 64 lines
+ * is dear inside a virtual machine (the demo model's products: 3 % faster). */
 typedef struct sp_cpu_slab {
     unsigned char *base; /* owned */
     size_t bytes, used;

@@ -87,7 +87,7 @@ typedef struct sp_cpu_isa {
     const sp_isa_ops *ops;
 } sp_cpu_isa;
 
-/** The instruction sets that this machine runs, the fastest first, NULL after the last (generic). */
+/** The instruction sets that this machine runs, the fastest first, generic last, then NULL. */
 const sp_cpu_isa *const *sp_cpu_isas(void);
 
 #if defined(__x86_64__)

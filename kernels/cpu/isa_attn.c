@@ -6,6 +6,16 @@
  * product become 16 registers, and V as f32 rows. */
 #include "kernels/cpu/attn_kernels.h"
 
+/* Absolute positions lo..hi-1 that query i sees. */
+static void range_of(const sp_cpu_attn *t, int32_t i, int32_t *lo, int32_t *hi) {
+    *hi = t->seq->pos0 + (t->query0 + i) / t->group + 1;
+    *lo = t->a->window && *hi > t->a->window ? *hi - t->a->window : 0;
+}
+
+static int32_t clip(int32_t x) {
+    return x < 0 ? 0 : x > SPLIT ? SPLIT : x;
+}
+
 static void find_rows(work *w) {
     const sp_kv_view *kv = &w->t->a->kv;
     const int32_t B = kv->block_tokens;
@@ -146,6 +156,13 @@ static void merge_part(float *state, const float *part, int32_t vecs) {
         const v16 scaled = v16_mul(v16_load(part + d), v16_set(b));
         v16_store(state + d, v16_fma(v16_load(state + d), v16_set(a), scaled));
     }
+}
+
+static float *out_of(const sp_cpu_attn *t, int32_t i) {
+    const int32_t n = t->query0 + i, row = t->seq->row0 + n / t->group;
+    const int32_t head = t->kv_head * t->group + n % t->group;
+    return (float *)t->a->out.data + (ptrdiff_t)row * t->a->out.stride +
+           (ptrdiff_t)head * t->a->kv.head_dim;
 }
 
 static void write_out(const sp_cpu_attn *t, int32_t i, const float *state) {

@@ -24,22 +24,7 @@
  * Thread: any; pure functions. */
 #pragma once
 
-#include "kernels/args.h"
-
-#define SP_INLINE static inline __attribute__((always_inline, unused))
-
-/** Before a loop of constant length over registers. Plain C keeps its loops: there a lane is a loop
- * of its own, and unrolling both takes a compiler minutes. */
-#if defined(SP_ISA_avx512) || defined(SP_ISA_avx2)
-#define UNROLL _Pragma("GCC unroll 16")
-#else
-#define UNROLL
-#endif
-
-#define SP_PASTE_(a, b) a##b
-#define SP_PASTE(a, b) SP_PASTE_(a, b)
-/** The name of an exported table: SP_ISA_NAME(sp_isa_gemm_) is sp_isa_gemm_avx2 and so on. */
-#define SP_ISA_NAME(prefix) SP_PASTE(prefix, SP_ISA)
+#include "kernels/cpu/vec16_base.h"
 
 #if defined(SP_ISA_avx512)
 #include "kernels/cpu/vec16_avx512.h"

@@ -3,6 +3,9 @@
  * Thread: any. */
 #pragma once
 
+#include "kernels/cpu/vec16_base.h"
+
+#if defined(SP_ISA_avx2)
 #include <immintrin.h>
 
 typedef struct v16 {
@@ -233,3 +236,4 @@ SP_INLINE void v16_transpose(v16 *x) {
         x[8 + i] = (v16){q[1][i], q[3][i]};
     }
 }
+#endif

@@ -2,6 +2,9 @@
  * Thread: any. */
 #pragma once
 
+#include "kernels/cpu/vec16_base.h"
+
+#if defined(SP_ISA_avx512)
 #include <immintrin.h>
 
 typedef __m512 v16;
@@ -185,3 +188,4 @@ SP_INLINE void v16_transpose(v16 *a) {
         a[12 + j] = _mm512_shuffle_f32x4(o01, o23, 0xdd);
     }
 }
+#endif

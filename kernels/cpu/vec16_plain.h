@@ -6,6 +6,8 @@
  * Thread: any. */
 #pragma once
 
+#include "kernels/cpu/vec16_base.h"
+
 /* Debug and sanitizer builds leave the choice to the compiler: inlined, they take it a minute. */
 #ifdef SP_DEBUG
 #define V16_FN static __attribute__((unused))
