@@ -40,6 +40,11 @@ typedef enum sp_frame_type {
     SP_FRAME_ROW,      /* rank -> head: a row of logits, in pieces (inspect logits) */
     SP_FRAME_FAULT,    /* rank -> head: a closed list of reasons, and words */
     SP_FRAME_BYE,      /* either: this side ends in good order */
+    SP_FRAME_WELCOME,  /* head -> guest: let in (JSON: what it is to start) */
+    SP_FRAME_ADDRESS,  /* rank -> head: where its neighbours reach it (JSON) */
+    SP_FRAME_PEERS,    /* head -> rank: everybody's ADDRESS (JSON) */
+    SP_FRAME_MEASURE,  /* head -> agent: measure the way to another; and its answer (JSON) */
+    SP_FRAME_STATUS,   /* agent -> head: what became of its ranks (JSON) */
     SP_FRAME_TYPE_END
 } sp_frame_type;
 
@@ -80,6 +85,25 @@ SP_NODISCARD sp_status sp_ring_create(int *fd, uint32_t bytes_each, sp_err *err)
  * Errors: SP_E_PROTOCOL not a ring of this version; SP_E_NOMEM. */
 SP_NODISCARD sp_status sp_link_open_ring(sp_link **out, int fd, int side, sp_err *err);
 void sp_link_close(sp_link *l); /* marks the ring closed for the peer, then unmaps */
+
+/** Makes this side of a ring wait by, and wake its peer by, eventfds instead of futexes: `own` is
+ * what sp_fan waits for (this side's receiver then never sleeps in sp_link_recv() itself), `peer`
+ * is what our sends ring when the receiver over there sleeps. -1: the futex. Both are borrowed. Call
+ * it right after opening, before the first frame. */
+void sp_link_set_bells(sp_link *l, int own, int peer);
+
+/** A link over a connected stream socket (TCP, or AF_UNIX between parent and child), which it owns
+ * from now on. `keys` NULL: clear (inherited sockets only). Sends and receives as over a ring;
+ * TCP_NODELAY, TCP_USER_TIMEOUT and keepalive are set (a silent cut is SP_E_CLOSED within 4 s).
+ * Errors: SP_E_NOMEM, SP_E_IO. */
+typedef struct sp_link_keys {
+    uint8_t send[32], receive[32]; /* AES-256-GCM */
+} sp_link_keys;
+SP_NODISCARD sp_status sp_link_open_stream(sp_link **out, int fd, const sp_link_keys *keys,
+                                           sp_err *err);
+/** The socket of a stream link, for poll loops (whole frames may wait inside: receive until
+ * SP_AGAIN before polling); -1 for a ring. */
+int sp_link_fd(const sp_link *l);
 
 /** Marks a ring closed in both directions and wakes both sides: for an agent whose child died. */
 void sp_ring_mark_closed(int fd);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -23,19 +24,20 @@
 
 #define MARKED_BY_THIRD 4u
 #define FAILS_MAX 4    /* short spins in vain before only probes are left */
-#define PROBE_NS 60000 /* about two wake-ups of a sleeping process, see spin_budget() */
+#define PROBE_NS 60000 /* about two wake-ups of a sleeping process, see sp_spin_budget() */
 #define PROBE_GAP_LOG2_MAX 7
 
 enum {
     AWAKE,
-    ASLEEP,
-    SPINNING
-}; /* values of reader_waits and writer_waits */
+    ASLEEP, /* in the futex */
+    SPINNING,
+    BY_BELL /* asleep by its eventfd; readers only */
+};          /* values of reader_waits and writer_waits */
 
 typedef struct bell {
     _Atomic uint32_t *word, *waits;
-    int fails;  /* spins in vain since the last that paid */
-    int unspun; /* waits without a spin since the last with one */
+    int own; /* the eventfd to sleep by, or -1 */
+    sp_spin spin;
 } bell;
 
 struct sp_ring {
@@ -52,11 +54,12 @@ struct sp_ring {
     const unsigned char *in_bytes;
     uint64_t tail;
     bell data;
+    int peer_bell; /* what wakes a reader over there that sleeps by its bell, or -1 */
     _Atomic uint32_t wake;
     _Atomic bool peer_spun; /* when we last published */
 };
 
-static void relax(void) {
+void sp_spin_relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -76,51 +79,74 @@ static void ring_always(_Atomic uint32_t *word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
+static void ring_fd(int fd) {
+    static const uint64_t one = 1;
+    /* It can only fail when it has been rung 2^64 - 2 times and nobody looked: then it is rung. */
+    if (fd >= 0 && write(fd, &one, sizeof one) < 0) return;
+}
+
+/* Waits until the bell is rung and silences it. Nobody misses a ring that was for another ring of
+ * the same bell: whoever goes to sleep by it looks at all its rings first. */
+static void bell_wait(int fd, int64_t ns) {
+    struct timespec ts = {.tv_sec = ns / SP_NS_PER_S, .tv_nsec = ns % SP_NS_PER_S};
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    uint64_t rings;
+    if (ppoll(&p, 1, &ts, NULL) == 1 && read(fd, &rings, sizeof rings) < 0) return;
+}
+
 /* Wakes a sleeper. The exchange comes before the bell changes: the other order could wipe out the
  * flag that the woken side has just set for its next wait. It also makes one wake-up serve a burst
  * of frames. Answers what the other side was doing. */
-static uint32_t ring_if_asleep(_Atomic uint32_t *word, _Atomic uint32_t *waits) {
+static uint32_t ring_if_asleep(_Atomic uint32_t *word, _Atomic uint32_t *waits, int fd) {
     uint32_t was = atomic_load(waits);
-    if (was == ASLEEP && atomic_exchange(waits, AWAKE) == ASLEEP) ring_always(word);
+    if (was != ASLEEP && was != BY_BELL) return was;
+    was = atomic_exchange(waits, AWAKE);
+    if (was == ASLEEP) ring_always(word);
+    if (was == BY_BELL) ring_fd(fd);
     return was;
 }
 
 typedef bool (*ready_fn)(sp_ring *r, size_t n);
 
-/* How long the next wait may spin. Spinning pays while the peer answers at once; with fewer cores
- * than processes, or long pauses, it only burns. But two sides that both sleep answer slowly because
- * waking takes 20 to 50 us, so short spins alone would never find out that they could be fast: hence
- * a long probe, at intervals that double up to 128 waits, and a short spin whenever the peer was
- * spinning when we sent: its probe must not be in vain. ("Awake" would be too weak: on one core the
- * peer may only have been preempted, and each message would cost a spin in vain.) */
-static int64_t spin_budget(sp_ring *r, bell *b) {
-    if (b->fails < FAILS_MAX) return SP_RING_SPIN_MAX_NS;
-    if (b == &r->data && atomic_load_explicit(&r->peer_spun, memory_order_relaxed))
-        return SP_RING_SPIN_MAX_NS;
-    int gap_log2 = b->fails - FAILS_MAX;
-    if (gap_log2 > PROBE_GAP_LOG2_MAX) gap_log2 = PROBE_GAP_LOG2_MAX;
-    return ++b->unspun < 1 << gap_log2 ? 0 : PROBE_NS;
+/* Spinning pays while the peer answers at once; with fewer cores than processes, or long pauses, it
+ * only burns. But two sides that both sleep answer slowly because waking takes 20 to 50 us, so
+ * short spins alone would never find out that they could be fast: hence a long probe, at intervals
+ * that double up to 128 waits, and a short spin whenever the peer was spinning when we sent: its
+ * probe must not be in vain. ("Awake" would be too weak: on one core the peer may only have been
+ * preempted, and each message would cost a spin in vain.) */
+int64_t sp_spin_budget(sp_spin *s, bool peer_is_fast) {
+    int64_t budget = SP_RING_SPIN_MAX_NS;
+    if (s->fails >= FAILS_MAX && !peer_is_fast) {
+        int gap_log2 = s->fails - FAILS_MAX;
+        if (gap_log2 > PROBE_GAP_LOG2_MAX) gap_log2 = PROBE_GAP_LOG2_MAX;
+        budget = ++s->unspun < 1 << gap_log2 ? 0 : PROBE_NS;
+    }
+    if (budget) s->unspun = 0;
+    return budget;
+}
+
+void sp_spin_note(sp_spin *s, bool came, int64_t took_ns) {
+    if (came && took_ns < SP_RING_SPIN_MAX_NS)
+        s->fails = 0;
+    else if (s->fails < FAILS_MAX + PROBE_GAP_LOG2_MAX)
+        s->fails++;
 }
 
 static bool spin(sp_ring *r, bell *b, ready_fn ready, size_t n, int64_t deadline_ns) {
-    int64_t budget = spin_budget(r, b);
+    int64_t budget = sp_spin_budget(&b->spin, b == &r->data && sp_ring_peer_spun(r));
     if (budget == 0) return false;
-    b->unspun = 0;
     bool came = false;
     int64_t begin = sp_now_ns(), now = begin;
     atomic_store_explicit(b->waits, SPINNING, memory_order_relaxed);
     while (!came && now - begin < budget && now < deadline_ns) {
         for (int i = 0; i < 8 && !came; i++) {
-            relax();
+            sp_spin_relax();
             came = ready(r, n);
         }
         now = sp_now_ns();
     }
     atomic_store_explicit(b->waits, AWAKE, memory_order_relaxed);
-    if (came && now - begin < SP_RING_SPIN_MAX_NS)
-        b->fails = 0;
-    else
-        b->fails++;
+    sp_spin_note(&b->spin, came, now - begin);
     return came;
 }
 
@@ -131,9 +157,10 @@ static bool wait_for(sp_ring *r, bell *b, ready_fn ready, size_t n, int64_t dead
     if (spin(r, b, ready, n, deadline_ns)) return true;
     for (; now < deadline_ns; now = sp_now_ns()) {
         uint32_t seen = atomic_load(b->word);
-        atomic_store(b->waits, ASLEEP);
+        atomic_store(b->waits, b->own < 0 ? ASLEEP : BY_BELL);
         bool is_ready = ready(r, n);
-        if (!is_ready) futex_wait(b->word, seen, deadline_ns - now);
+        if (!is_ready && b->own < 0) futex_wait(b->word, seen, deadline_ns - now);
+        if (!is_ready && b->own >= 0) bell_wait(b->own, deadline_ns - now);
         atomic_store(b->waits, AWAKE);
         if (is_ready || ready(r, n)) return true;
     }
@@ -230,8 +257,9 @@ sp_status sp_ring_open(sp_ring **out, int fd, int side, sp_err *err) {
     sp_ring_way *to = &c->ways[side], *from = &c->ways[1 - side];
     *r = (sp_ring){
         .control = c, .bytes = bytes, .mask = bytes - 1, .side = side, .out = to, .in = from};
-    r->space = (bell){&to->space_bell, &to->writer_waits, 0, 0};
-    r->data = (bell){&from->data_bell, &from->reader_waits, 0, 0};
+    r->space = (bell){.word = &to->space_bell, .waits = &to->writer_waits, .own = -1};
+    r->data = (bell){.word = &from->data_bell, .waits = &from->reader_waits, .own = -1};
+    r->peer_bell = -1;
     r->out_bytes = map_twice(fd, side, bytes, PROT_READ | PROT_WRITE);
     r->in_bytes = map_twice(fd, 1 - side, bytes, PROT_READ);
     if (!r->out_bytes || !r->in_bytes) {
@@ -265,6 +293,7 @@ static void mark(sp_ring_control *c, uint32_t bit) {
 void sp_ring_close(sp_ring *r) {
     if (!r) return;
     mark(r->control, 1u << r->side);
+    ring_fd(r->peer_bell);
     munmap((void *)r->in_bytes, 2 * r->bytes);
     munmap(r->out_bytes, 2 * r->bytes);
     munmap(r->control, sizeof *r->control);
@@ -296,7 +325,7 @@ sp_status sp_ring_reserve(sp_ring *r, size_t n, int64_t deadline_ns, void **at, 
 void sp_ring_publish(sp_ring *r, size_t n) {
     r->head += n;
     atomic_store(&r->out->head, r->head);
-    uint32_t was = ring_if_asleep(&r->out->data_bell, &r->out->reader_waits);
+    uint32_t was = ring_if_asleep(&r->out->data_bell, &r->out->reader_waits, r->peer_bell);
     atomic_store_explicit(&r->peer_spun, was == SPINNING, memory_order_relaxed);
 }
 
@@ -319,10 +348,31 @@ sp_status sp_ring_peek(sp_ring *r, int64_t deadline_ns, const void **at, size_t 
 void sp_ring_consume(sp_ring *r, size_t n) {
     r->tail += n;
     atomic_store(&r->in->tail, r->tail);
-    ring_if_asleep(&r->in->space_bell, &r->in->writer_waits);
+    ring_if_asleep(&r->in->space_bell, &r->in->writer_waits, -1);
 }
 
 void sp_ring_wake(sp_ring *r) {
     atomic_store(&r->wake, 1);
-    ring_if_asleep(r->data.word, r->data.waits);
+    ring_if_asleep(r->data.word, r->data.waits, r->data.own);
+}
+
+void sp_ring_set_own_bell(sp_ring *r, int own) {
+    if (own >= 0) fcntl(own, F_SETFL, fcntl(own, F_GETFL) | O_NONBLOCK);
+    r->data.own = own;
+}
+
+void sp_ring_set_peer_bell(sp_ring *r, int peer) {
+    r->peer_bell = peer;
+}
+
+bool sp_ring_can_peek(const sp_ring *r) {
+    return can_read((sp_ring *)r, 0);
+}
+
+void sp_ring_say_sleeping(sp_ring *r, bool is) {
+    atomic_store(r->data.waits, is ? BY_BELL : AWAKE);
+}
+
+bool sp_ring_peer_spun(const sp_ring *r) {
+    return atomic_load_explicit(&((sp_ring *)r)->peer_spun, memory_order_relaxed);
 }

@@ -14,9 +14,11 @@
  * All lengths are multiples of 8. A side is opened once: rings are not reused, a new peer gets a new
  * ring. sp_ring_create() and sp_ring_mark_closed() are declared in link.h.
  *
- * Waiting: a spin of at most SP_RING_SPIN_MAX_NS while spinning pays, then a futex.
+ * Waiting: a spin of at most SP_RING_SPIN_MAX_NS while spinning pays, then a futex; a reader that has
+ * a bell (an eventfd, one for many rings) sleeps by that instead. `reader_waits` says which of the
+ * two the writer has to ring, so that a writer that knows the bell may meet a reader of either kind.
  *
- * Source: futex(2), memfd_create(2).
+ * Source: futex(2), eventfd(2), memfd_create(2).
  * Thread: one writing and one reading thread a side; sp_ring_wake() from any. */
 #pragma once
 
@@ -32,7 +34,7 @@ typedef struct sp_ring_way {
     _Alignas(64) _Atomic uint64_t head;       /* written by the writer */
     _Alignas(64) _Atomic uint64_t tail;       /* written by the reader */
     _Alignas(64) _Atomic uint32_t data_bell;  /* futex word: changes when the reader must look */
-    _Atomic uint32_t reader_waits;            /* 0 awake, 1 asleep, 2 spinning */
+    _Atomic uint32_t reader_waits;            /* 0 awake, 1 asleep, 2 spinning, 3 by its bell */
     _Alignas(64) _Atomic uint32_t space_bell; /* futex word: changes when the writer must look */
     _Atomic uint32_t writer_waits;
 } sp_ring_way;
@@ -70,3 +72,29 @@ void sp_ring_consume(sp_ring *r, size_t n);
 
 /** Makes a waiting or the next sp_ring_peek() of this side answer SP_AGAIN. Thread: any. */
 void sp_ring_wake(sp_ring *r);
+
+/** Makes this side's reader sleep by the eventfd `own` instead of the futex. -1: the futex.
+ * Borrowed; made non-blocking. Before the first wait. */
+void sp_ring_set_own_bell(sp_ring *r, int own);
+
+/** The eventfd that our publishing writes to when the reader over there sleeps by its bell; -1: it
+ * never does. Borrowed. Before the first frame. */
+void sp_ring_set_peer_bell(sp_ring *r, int peer);
+
+/* For a reader of many rings (comm/fan.c): it looks at all, says on all that it sleeps, looks again,
+ * and waits for their common bell. Thread: the reading one. */
+bool sp_ring_can_peek(const sp_ring *r);        /* a frame, the end, a wake or nonsense is there */
+void sp_ring_say_sleeping(sp_ring *r, bool is); /* by the bell */
+bool sp_ring_peer_spun(const sp_ring *r);       /* when we last published; any thread */
+
+/** How long waits may spin: see sp_spin_budget(). Zero is a good start. */
+typedef struct sp_spin {
+    int fails;  /* spins in vain since the last that paid */
+    int unspun; /* waits without a spin since the last with one */
+} sp_spin;
+
+/** Nanoseconds that the next wait may spin (0: sleep at once). `peer_is_fast`: whoever will answer
+ * was spinning when we last sent. */
+int64_t sp_spin_budget(sp_spin *s, bool peer_is_fast);
+void sp_spin_note(sp_spin *s, bool came, int64_t took_ns); /* what became of that spin */
+void sp_spin_relax(void);                                  /* one breath of a spinning core */

@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -176,7 +178,7 @@ static void broken_rules_are_named_and_end_the_link(void) {
                  {7, 1, "type"},      {11, 1, "length"},
                  {9, 16, "only"},     {12, 1, "flags"},
                  {48, 2, "sequence"}, {48, 0, "sequence"},
-                 {55, 1, "sequence"}};
+                 {55, 1, "sequence"}, {56, 1, "checksum"}};
     for (size_t i = 0; i < SP_LEN(rules); i++) {
         pair p = make_pair();
         sp_frame f = {0};
@@ -335,6 +337,57 @@ static void a_child_process_echoes_and_the_round_trip_is_told(void) {
     close(fd);
 }
 
+static void *echo_frames(void *arg) {
+    echo(arg);
+    return NULL;
+}
+
+/* The first side waits by its bell alone, by the futex, or by its bell for a peer that has one too. */
+static void bells_wake_either_side(void) {
+    for (int way = 0; way < 3; way++) {
+        pair p = make_pair();
+        int bell = eventfd(0, 0), other = eventfd(0, 0);
+        bool head = way != 1, rank = way != 0;
+        pthread_t t;
+        sp_frame f;
+        CU_ASSERT_EQUAL(sp_link_fd(p.head), -1);
+        sp_link_set_bells(p.head, head ? bell : -1, rank ? other : -1);
+        sp_link_set_bells(p.rank, rank ? other : -1, head ? bell : -1);
+        pthread_create(&t, NULL, echo_frames, p.rank);
+        for (int i = 0; i < 2000; i++) {
+            CU_ASSERT_EQUAL_FATAL(send_bytes(p.head, &i, sizeof i, SP_NEVER), SP_OK);
+            CU_ASSERT_EQUAL_FATAL(sp_link_recv(p.head, &f, SP_NEVER, NULL), SP_OK);
+            CU_ASSERT_FATAL(memcmp(f.payload, &i, sizeof i) == 0);
+        }
+        sp_link_wake(p.head);
+        CU_ASSERT_EQUAL(sp_link_recv(p.head, &f, SP_NEVER, NULL), SP_AGAIN);
+        CU_ASSERT_EQUAL(sp_link_send(p.head, SP_FRAME_BYE, NULL, 0, SP_NEVER, NULL), SP_OK);
+        pthread_join(t, NULL);
+        drop_pair(&p);
+        close(bell);
+        close(other);
+    }
+}
+
+static void bells_mean_nothing_to_a_stream(void) {
+    sp_link *a, *b;
+    sp_frame f;
+    int fds[2], bell = eventfd(0, EFD_NONBLOCK);
+    uint64_t rings;
+    CU_ASSERT_EQUAL_FATAL(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_stream(&a, fds[0], NULL, NULL), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_stream(&b, fds[1], NULL, NULL), SP_OK);
+    CU_ASSERT_EQUAL(sp_link_fd(b), fds[1]);
+    sp_link_set_bells(a, -1, bell);
+    CU_ASSERT_EQUAL(send_bytes(a, "x", 1, 0), SP_OK);
+    CU_ASSERT_EQUAL(sp_link_recv(b, &f, SP_NEVER, NULL), SP_OK);
+    CU_ASSERT(read(bell, &rings, sizeof rings) < 0);
+    sp_link_close(a);
+    CU_ASSERT_EQUAL(sp_link_recv(b, &f, SP_NEVER, NULL), SP_E_CLOSED);
+    sp_link_close(b);
+    close(bell);
+}
+
 static void send_for_ever(sp_link *l) {
     static unsigned char bytes[SP_FRAME_MAX];
     uint32_t s = 77;
@@ -382,6 +435,7 @@ SP_TEST_MAIN("comm/link", SP_TEST(pieces_arrive_as_one_payload),
              SP_TEST(broken_rules_are_named_and_end_the_link),
              SP_TEST(half_a_header_is_a_protocol_error),
              SP_TEST(random_sizes_cross_both_ways_at_once),
-             SP_TEST(wakes_from_many_threads_lose_no_frame),
+             SP_TEST(wakes_from_many_threads_lose_no_frame), SP_TEST(bells_wake_either_side),
+             SP_TEST(bells_mean_nothing_to_a_stream),
              SP_TEST(a_child_process_echoes_and_the_round_trip_is_told),
              SP_TEST(a_sender_killed_at_any_time_leaves_only_whole_frames))

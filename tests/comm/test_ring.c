@@ -9,6 +9,7 @@
 
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -304,6 +305,136 @@ static void a_wake_ends_a_wait_or_the_next_one_once(void) {
     drop_pair(&p);
 }
 
+/* Side 1 of `p` sleeps by the bell, which side 0 knows. */
+static int hang_bell(pair *p) {
+    int bell = eventfd(0, 0);
+    CU_ASSERT_FATAL(bell >= 0);
+    sp_ring_set_own_bell(p->b, bell);
+    sp_ring_set_peer_bell(p->a, bell);
+    return bell;
+}
+
+static uint64_t rings_of(int bell) {
+    uint64_t n = 0;
+    return read(bell, &n, sizeof n) == sizeof n ? n : 0; /* it does not block any more */
+}
+
+static pthread_t sleep_by_bell(pair *p) {
+    pthread_t t;
+    pthread_create(&t, NULL, peek_for_ever, p->b);
+    while (atomic_load(&p->c->ways[0].reader_waits) != 3) sched_yield();
+    return t;
+}
+
+static void a_reader_with_a_bell_is_woken_by_each_of_its_reasons(void) {
+    for (int reason = 0; reason < 4; reason++) {
+        pair p = make_pair();
+        int bell = hang_bell(&p);
+        void *st;
+        pthread_t t = sleep_by_bell(&p);
+        if (reason == 0) CU_ASSERT_EQUAL(put(p.a, 8, 1, 0), SP_OK);
+        if (reason == 1) sp_ring_wake(p.b);
+        if (reason == 2) sp_ring_close(p.a);
+        if (reason == 2) p.a = NULL;
+        if (reason == 3) { /* a third process marks and rings */
+            static const uint64_t one = 1;
+            sp_ring_mark_closed(p.fd);
+            CU_ASSERT_EQUAL(write(bell, &one, sizeof one), sizeof one);
+        }
+        pthread_join(t, &st);
+        CU_ASSERT_EQUAL((intptr_t)st, reason == 0 ? SP_OK : reason == 1 ? SP_AGAIN : SP_E_CLOSED);
+        drop_pair(&p);
+        close(bell);
+    }
+}
+
+static void a_bell_is_rung_only_for_a_reader_that_sleeps_by_it(void) {
+    pair p = make_pair();
+    int bell = hang_bell(&p);
+    CU_ASSERT_EQUAL(put(p.a, 8, 1, 0), SP_OK);
+    CU_ASSERT_EQUAL(rings_of(bell), 0);
+    sp_ring_say_sleeping(p.b, true);
+    CU_ASSERT(sp_ring_can_peek(p.b)); /* the second look */
+    CU_ASSERT_EQUAL(put(p.a, 8, 1, 0), SP_OK);
+    CU_ASSERT_EQUAL(put(p.a, 8, 1, 0), SP_OK); /* one ring serves a burst */
+    CU_ASSERT_EQUAL(rings_of(bell), 1);
+    sp_ring_say_sleeping(p.b, true);
+    sp_ring_say_sleeping(p.b, false);
+    CU_ASSERT_EQUAL(put(p.a, 8, 1, 0), SP_OK);
+    CU_ASSERT_EQUAL(rings_of(bell), 0);
+    drop_pair(&p);
+    close(bell);
+}
+
+static void a_writer_that_knows_a_bell_still_wakes_a_reader_in_the_futex(void) {
+    pair p = make_pair();
+    int bell = hang_bell(&p);
+    pthread_t t;
+    void *st;
+    sp_ring_set_own_bell(p.b, -1);
+    pthread_create(&t, NULL, peek_for_ever, p.b);
+    while (atomic_load(&p.c->ways[0].reader_waits) != 1) sched_yield();
+    CU_ASSERT_EQUAL(put(p.a, 8, 1, 0), SP_OK);
+    pthread_join(t, &st);
+    CU_ASSERT_EQUAL((intptr_t)st, SP_OK);
+    CU_ASSERT_EQUAL(rings_of(bell), 0);
+    drop_pair(&p);
+    close(bell);
+}
+
+/* The bell of many rings: its noise does not end a wait early, nor burn a core. */
+static void a_bell_that_was_rung_for_others_ends_no_wait(void) {
+    pair p = make_pair();
+    int bell = hang_bell(&p);
+    static const uint64_t one = 1;
+    const void *at;
+    size_t n;
+    CU_ASSERT_EQUAL(write(bell, &one, sizeof one), sizeof one);
+    int64_t begin = sp_now_ns(), cpu = sp_cpu_thread_ns();
+    CU_ASSERT_EQUAL(sp_ring_peek(p.b, begin + 20 * SP_NS_PER_MS, &at, &n, NULL), SP_AGAIN);
+    CU_ASSERT(sp_now_ns() - begin >= 20 * SP_NS_PER_MS);
+    CU_ASSERT(sp_cpu_thread_ns() - cpu < 10 * SP_NS_PER_MS);
+    drop_pair(&p);
+    close(bell);
+}
+
+static void a_reader_with_a_bell_gets_every_item_in_order(void) {
+    pair p = make_pair();
+    int bell = hang_bell(&p);
+    pthread_t t;
+    void *result = NULL;
+    pthread_create(&t, NULL, read_all, p.b);
+    for (uint64_t i = 0; i < N_ITEMS; i++) {
+        void *at;
+        CU_ASSERT_EQUAL_FATAL(sp_ring_reserve(p.a, 8, SP_NEVER, &at, NULL), SP_OK);
+        memcpy(at, &i, 8);
+        sp_ring_publish(p.a, 8);
+    }
+    pthread_join(t, &result);
+    CU_ASSERT_PTR_NOT_NULL(result);
+    drop_pair(&p);
+    close(bell);
+}
+
+static void the_spin_budget_follows_what_spins_were_good_for(void) {
+    sp_spin s = {0};
+    int n_spins = 0;
+    for (int i = 0; i < 20; i++) { /* they pay: always short ones */
+        CU_ASSERT_EQUAL(sp_spin_budget(&s, false), SP_RING_SPIN_MAX_NS);
+        sp_spin_note(&s, true, 1000);
+    }
+    for (int i = 0; i < 10000; i++) {
+        int64_t budget = sp_spin_budget(&s, false);
+        if (budget == 0) continue;
+        n_spins++;
+        sp_spin_note(&s, false, budget);
+    }
+    CU_ASSERT(n_spins > 50 && n_spins < 120); /* a probe in 128 waits, in the end */
+    CU_ASSERT_EQUAL(sp_spin_budget(&s, true), SP_RING_SPIN_MAX_NS);
+    sp_spin_note(&s, true, 500);
+    CU_ASSERT_EQUAL(sp_spin_budget(&s, false), SP_RING_SPIN_MAX_NS);
+}
+
 static void an_index_that_makes_no_sense_is_a_protocol_error(void) {
     static const uint64_t heads[] = {BYTES + 8, 4, UINT64_MAX, UINT64_MAX - 7, (uint64_t)1 << 40};
     for (size_t i = 0; i < SP_LEN(heads); i++) {
@@ -338,4 +469,10 @@ SP_TEST_MAIN("comm/ring", SP_TEST(a_ring_is_a_power_of_two_of_at_least_four_fram
              SP_TEST(what_was_published_before_closing_is_still_read),
              SP_TEST(a_third_process_ends_both_sides_waits),
              SP_TEST(a_wake_ends_a_wait_or_the_next_one_once),
+             SP_TEST(a_reader_with_a_bell_is_woken_by_each_of_its_reasons),
+             SP_TEST(a_bell_is_rung_only_for_a_reader_that_sleeps_by_it),
+             SP_TEST(a_writer_that_knows_a_bell_still_wakes_a_reader_in_the_futex),
+             SP_TEST(a_bell_that_was_rung_for_others_ends_no_wait),
+             SP_TEST(a_reader_with_a_bell_gets_every_item_in_order),
+             SP_TEST(the_spin_budget_follows_what_spins_were_good_for),
              SP_TEST(an_index_that_makes_no_sense_is_a_protocol_error))
