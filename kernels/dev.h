@@ -48,6 +48,9 @@ typedef struct sp_dev_ops {
      * partial.data NULL: nothing is added; bias NULL: none. y may not be x. weight, bias f32 [E]. */
     void (*add_rmsnorm)(sp_dev *dev, sp_mat y, sp_mat x, sp_mat partial, const float *bias,
                         const float *weight, float eps);
+    /** x[t,:] += (partial[t,:] + bias): the first half of add_rmsnorm, to the bit, for an x that
+     * travels on before its next norm. bias NULL: none. */
+    void (*add)(sp_dev *dev, sp_mat x, sp_mat partial, const float *bias);
     /** y[t,n] = tree over segments of sum_k x[t,k] w[n,k], plus bias[n] (f32, may be NULL).
      * y [T,N] f32, x [T,K] f32, w [N,K]. */
     void (*gemm)(sp_dev *dev, sp_mat y, sp_mat x, const sp_weight *w, const float *bias);

@@ -259,6 +259,19 @@ static void cpu_add_rmsnorm(sp_dev *dev, sp_mat y, sp_mat x, sp_mat partial, con
     sp_cpu_spread(cpu, norm_range, &j, x.rows, 1, 0.3 * x.cols);
 }
 
+static void add_range(void *ctx, int thread, int32_t i0, int32_t i1) {
+    (void)thread;
+    const row_job *j = ctx;
+    j->cpu->isa->ops->add(j->x, j->partial, j->bias, i0, i1);
+}
+
+static void cpu_add(sp_dev *dev, sp_mat x, sp_mat partial, const float *bias) {
+    sp_cpu *cpu = dev->impl;
+    SP_ASSERT(x.cols == partial.cols && x.rows == partial.rows);
+    row_job j = {.cpu = cpu, .x = x, .partial = partial, .bias = bias};
+    sp_cpu_spread(cpu, add_range, &j, x.rows, 1, 0.2 * x.cols);
+}
+
 static void act_range(void *ctx, int thread, int32_t i0, int32_t i1) {
     (void)thread;
     const row_job *j = ctx;
@@ -332,6 +345,7 @@ const sp_dev_ops sp_dev_cpu = {
     .weight_free = cpu_weight_free,
     .embed = cpu_embed,
     .add_rmsnorm = cpu_add_rmsnorm,
+    .add = cpu_add,
     .gemm = cpu_gemm,
     .rope_store = cpu_rope_store,
     .attend = cpu_attend,

@@ -70,6 +70,7 @@ typedef struct sp_isa_ops {
     void (*embed)(sp_mat y, const sp_weight *w, const int32_t *ids, int32_t row0, int32_t row1);
     void (*add_rmsnorm)(sp_mat y, sp_mat x, sp_mat partial, const float *bias, const float *weight,
                         float eps, int32_t row0, int32_t row1);
+    void (*add)(sp_mat x, sp_mat partial, const float *bias, int32_t row0, int32_t row1);
     /** Piece i is SP_ACT_COLS columns (the last ones of a row: fewer) of row i / pieces a row. */
     void (*act_mul)(sp_mat y, sp_mat gate_up, sp_act act, int32_t piece0, int32_t piece1);
     /** Rows row0..row1-1 of sequence `seq`. */

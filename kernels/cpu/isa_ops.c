@@ -66,6 +66,17 @@ static void add_rmsnorm(sp_mat y, sp_mat x, sp_mat partial, const float *bias, c
                  x.cols, eps);
 }
 
+static void add(sp_mat x, sp_mat partial, const float *bias, int32_t row0, int32_t row1) {
+    for (int32_t t = row0; t < row1; t++) {
+        float *xr = row_of(x, t);
+        const float *p = row_of(partial, t);
+        for (int32_t i = 0; i < x.cols; i += SP_LANES) {
+            const int n = part(x.cols - i);
+            v16_store_n(xr + i, added(xr, p, bias, i, n), n);
+        }
+    }
+}
+
 SP_INLINE void act_row(float *y, const float *gate, const float *up, int32_t F, const sp_act act) {
     for (int32_t i = 0; i < F; i += SP_LANES) {
         const int n = part(F - i);
@@ -198,4 +209,5 @@ static void math(sp_isa_fn fn, float *y, const float *x, int32_t n) {
     }
 }
 
-const sp_isa_ops SP_ISA_NAME(sp_isa_ops_) = {embed, add_rmsnorm, act_mul, rope_store, turn, math};
+const sp_isa_ops SP_ISA_NAME(sp_isa_ops_) = {embed,      add_rmsnorm, add, act_mul,
+                                             rope_store, turn,        math};

@@ -76,6 +76,7 @@ const sp_dev_ops sp_dev_ref = {
     .weight_free = ref_weight_free,
     .embed = sp_ref_embed,
     .add_rmsnorm = sp_ref_add_rmsnorm,
+    .add = sp_ref_add,
     .gemm = sp_ref_gemm,
     .rope_store = sp_ref_rope_store,
     .attend = sp_ref_attend,

@@ -32,6 +32,7 @@ float sp_ref_tree16(const float lanes[SP_LANES]);
 void sp_ref_embed(sp_dev *dev, sp_mat y, const sp_weight *w, const int32_t *ids);
 void sp_ref_add_rmsnorm(sp_dev *dev, sp_mat y, sp_mat x, sp_mat partial, const float *bias,
                         const float *weight, float eps);
+void sp_ref_add(sp_dev *dev, sp_mat x, sp_mat partial, const float *bias);
 void sp_ref_gemm(sp_dev *dev, sp_mat y, sp_mat x, const sp_weight *w, const float *bias);
 void sp_ref_rope_store(sp_dev *dev, const sp_rope_store_args *a);
 void sp_ref_attend(sp_dev *dev, const sp_attn_args *a);

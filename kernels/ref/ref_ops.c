@@ -50,15 +50,24 @@ static void norm_row(float *y, const float *x, const float *weight, int32_t n, f
     for (int32_t i = 0; i < n; i++) y[i] = (x[i] * scale) * weight[i];
 }
 
+static void add_row(float *x, const float *p, const float *bias, int32_t n) {
+    for (int32_t i = 0; i < n; i++) x[i] += bias ? p[i] + bias[i] : p[i];
+}
+
 void sp_ref_add_rmsnorm(sp_dev *dev, sp_mat y, sp_mat x, sp_mat partial, const float *bias,
                         const float *weight, float eps) {
     (void)dev;
     for (int32_t t = 0; t < x.rows; t++) {
         float *xr = row_of(x, t);
-        const float *p = partial.data ? row_of(partial, t) : NULL;
-        for (int32_t i = 0; p && i < x.cols; i++) xr[i] += bias ? p[i] + bias[i] : p[i];
+        if (partial.data) add_row(xr, row_of(partial, t), bias, x.cols);
         norm_row(row_of(y, t), xr, weight, x.cols, eps);
     }
+}
+
+void sp_ref_add(sp_dev *dev, sp_mat x, sp_mat partial, const float *bias) {
+    (void)dev;
+    SP_ASSERT(x.cols == partial.cols && x.rows == partial.rows);
+    for (int32_t t = 0; t < x.rows; t++) add_row(row_of(x, t), row_of(partial, t), bias, x.cols);
 }
 
 /* One output: each segment by fma over ascending k from +0, the tree over segments, the bias. */

@@ -39,4 +39,5 @@ void sp_attn(sp_forward *s, const sp_layer_weights *w, int layer, const sp_batch
                                         .seqs = b->seqs,
                                         .n_seqs = b->n_seqs});
     ops->gemm(s->dev, sp_mat_of(s->partial, T, E), out, w->o, NULL);
+    sp_tp_sum(s, s->partial, T);
 }

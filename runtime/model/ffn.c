@@ -13,4 +13,5 @@ void sp_ffn(sp_forward *s, const sp_layer_weights *w, const sp_batch *b, const f
     ops->gemm(s->dev, gate_up, normed, w->gate_up, w->gate_up_bias);
     ops->act_mul(s->dev, act_out, gate_up, s->act);
     ops->gemm(s->dev, partial, act_out, w->down, NULL);
+    sp_tp_sum(s, s->partial, T);
 }

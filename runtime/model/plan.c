@@ -187,12 +187,6 @@ static sp_status check_range(const char *option, int32_t v, int32_t min, int32_t
 static sp_status check_wishes(const sp_plan_request *r, sp_err *err) {
     SP_TRY(check_range("--tensor-parallel-size", r->tp, 0, SP_PLAN_TP_MAX, err));
     SP_TRY(check_range("--pipeline-parallel-size", r->pp, 0, SP_PLAN_PP_MAX, err));
-    if (r->tp > 1)
-        return SP_FAIL(err, SP_E_UNSUPPORTED, "--tensor-parallel-size %d is not supported, want 1",
-                       r->tp);
-    if (r->pp > 1)
-        return SP_FAIL(err, SP_E_UNSUPPORTED,
-                       "--pipeline-parallel-size %d is not supported, want 1", r->pp);
     SP_TRY(check_range("--block-size", r->block_tokens, SP_PLAN_BLOCK_TOKENS_MIN,
                        SP_PLAN_BLOCK_TOKENS_MAX, err));
     SP_TRY(check_range("--max-num-seqs", r->max_num_seqs, 1, SP_PLAN_SEQS_MAX, err));
@@ -212,24 +206,21 @@ static sp_status check_wishes(const sp_plan_request *r, sp_err *err) {
 
 /* ---- partition ---- */
 
-static void divide(sp_plan *p, const sp_plan_request *r) {
-    const sp_model_desc *d = r->desc;
-    p->tp = 1;
-    p->pp = 1;
-    p->stages[0] = (sp_plan_stage){0, d->n_layers, true, true};
-    p->slices[0] = (sp_plan_slice){
-        .n_heads = d->n_heads,
-        .n_kv_heads = d->n_kv_heads,
-        .n_ffn = d->intermediate,
-        .n_vocab = d->vocab,
-    };
-    p->max_model_len = r->max_model_len ? r->max_model_len : d->max_positions;
+static sp_status divide(sp_plan *p, const sp_plan_request *r, sp_err *err) {
+    p->tp = r->tp ? r->tp : 1;
+    p->pp = r->pp ? r->pp : 1;
+    p->exact = sp_part_is_exact(p->tp);
+    SP_TRY(sp_part_slices(p->slices, r->desc, p->tp, err));
+    SP_TRY(sp_part_stages(p->stages, r->desc, r->arch, p->pp, r->pp_layers, err));
+    p->max_model_len = r->max_model_len ? r->max_model_len : r->desc->max_positions;
     p->max_num_seqs = r->max_num_seqs;
     p->max_num_batched_tokens = r->max_num_batched_tokens;
     p->max_rows = r->max_rows;
     if (!p->max_rows)
         p->max_rows =
             (int32_t)least((uint64_t)r->max_num_seqs, (uint64_t)r->max_num_batched_tokens);
+    p->blocks_per_seq = (p->max_model_len + r->block_tokens - 1) / r->block_tokens;
+    return SP_OK;
 }
 
 /* ---- weights ---- */
@@ -247,7 +238,7 @@ static sp_dtype dtype_of(const sp_plan_request *r, const char *pattern, int laye
 }
 
 /* Matrices of equal width that are packed as one. */
-static void count_matrix(sp_plan *p, const sp_plan_request *r, const char *const *patterns,
+static void count_matrix(sp_plan_rank *k, const sp_plan_request *r, const char *const *patterns,
                          const int32_t *rows, int n, int layer, int32_t cols) {
     int32_t all_rows = 0;
     uint64_t bytes = 0;
@@ -256,67 +247,69 @@ static void count_matrix(sp_plan *p, const sp_plan_request *r, const char *const
         uint64_t elements = (uint64_t)rows[i] * (uint64_t)cols;
         int bits = sp_dtype_bits(dtype_of(r, patterns[i], layer, ".weight"));
         bytes += elements * (uint64_t)bits / 8;
-        p->n_params += elements;
+        k->n_params += elements;
         all_rows += rows[i];
     }
-    p->weight_bytes += bytes;
+    k->weight_bytes += bytes;
     /* Loading refuses other types by name; until then they count as they are. */
     bool packs = first == SP_DTYPE_F32 || first == SP_DTYPE_F16 || first == SP_DTYPE_BF16;
-    p->packed_bytes += r->packed && packs ? r->packed(all_rows, cols, first) : bytes;
+    k->packed_bytes += r->packed && packs ? r->packed(all_rows, cols, first) : bytes;
 }
 
-static void count_vector(sp_plan *p, const sp_plan_request *r, const char *const *patterns,
+static void count_vector(sp_plan_rank *k, const sp_plan_request *r, const char *const *patterns,
                          const int32_t *sizes, int n, int layer, const char *suffix) {
     for (int i = 0; i < n; i++) {
         uint64_t bits = (uint64_t)sp_dtype_bits(dtype_of(r, patterns[i], layer, suffix));
-        p->n_params += (uint64_t)sizes[i];
-        p->weight_bytes += (uint64_t)sizes[i] * bits / 8;
-        p->vector_bytes += (uint64_t)sizes[i] * sizeof(float);
+        k->n_params += (uint64_t)sizes[i];
+        k->weight_bytes += (uint64_t)sizes[i] * bits / 8;
+        k->vector_bytes += (uint64_t)sizes[i] * sizeof(float);
     }
 }
 
-static void count_layer(sp_plan *p, const sp_plan_request *r, const sp_plan_slice *s, int layer) {
+static void count_layer(sp_plan_rank *k, const sp_plan_request *r, const sp_plan_slice *s,
+                        int layer) {
     const sp_model_desc *d = r->desc;
     const sp_arch *a = r->arch;
     const char *const qkv[] = {a->q, a->k, a->v}, *const gate_up[] = {a->gate, a->up};
     const int32_t q = s->n_heads * d->head_dim, kv = s->n_kv_heads * d->head_dim;
     const int32_t qkv_rows[] = {q, kv, kv}, ffn_rows[] = {s->n_ffn, s->n_ffn};
-    count_vector(p, r, &a->attn_norm, &d->hidden, 1, layer, ".weight");
-    count_matrix(p, r, qkv, qkv_rows, PARTS_MAX, layer, d->hidden);
-    count_matrix(p, r, &a->o, &d->hidden, 1, layer, q);
-    count_vector(p, r, &a->ffn_norm, &d->hidden, 1, layer, ".weight");
-    count_matrix(p, r, gate_up, ffn_rows, 2, layer, d->hidden);
-    count_matrix(p, r, &a->down, &d->hidden, 1, layer, s->n_ffn);
+    count_vector(k, r, &a->attn_norm, &d->hidden, 1, layer, ".weight");
+    count_matrix(k, r, qkv, qkv_rows, PARTS_MAX, layer, d->hidden);
+    count_matrix(k, r, &a->o, &d->hidden, 1, layer, q);
+    count_vector(k, r, &a->ffn_norm, &d->hidden, 1, layer, ".weight");
+    count_matrix(k, r, gate_up, ffn_rows, 2, layer, d->hidden);
+    count_matrix(k, r, &a->down, &d->hidden, 1, layer, s->n_ffn);
     if (sp_arch_has_bias(a->qkv_bias, d->attention_bias))
-        count_vector(p, r, qkv, qkv_rows, PARTS_MAX, layer, ".bias");
+        count_vector(k, r, qkv, qkv_rows, PARTS_MAX, layer, ".bias");
     if (sp_arch_has_bias(a->o_bias, d->attention_bias))
-        count_vector(p, r, &a->o, &d->hidden, 1, layer, ".bias");
+        count_vector(k, r, &a->o, &d->hidden, 1, layer, ".bias");
     if (!sp_arch_has_bias(a->mlp_bias, d->mlp_bias)) return;
-    count_vector(p, r, gate_up, ffn_rows, 2, layer, ".bias");
-    count_vector(p, r, &a->down, &d->hidden, 1, layer, ".bias");
+    count_vector(k, r, gate_up, ffn_rows, 2, layer, ".bias");
+    count_vector(k, r, &a->down, &d->hidden, 1, layer, ".bias");
 }
 
-static void count_weights(sp_plan *p, const sp_plan_request *r) {
-    const sp_plan_slice *s = &p->slices[0];
-    const sp_plan_stage *stage = &p->stages[0];
+static void count_weights(sp_plan_rank *k, const sp_plan_request *r, const sp_plan_stage *stage,
+                          const sp_plan_slice *s) {
     const sp_arch *a = r->arch;
     bool tied = sp_arch_is_tied(a, r->desc);
-    for (int32_t i = 0; i < stage->n_layers; i++) count_layer(p, r, s, stage->layer_first + i);
+    for (int32_t i = 0; i < stage->n_layers; i++) count_layer(k, r, s, stage->layer_first + i);
     if (stage->has_embed || (stage->has_head && tied))
-        count_matrix(p, r, &a->embed, &s->n_vocab, 1, 0, r->desc->hidden);
+        count_matrix(k, r, &a->embed, &s->n_vocab, 1, 0, r->desc->hidden);
     if (!stage->has_head) return;
-    count_vector(p, r, &a->final_norm, &r->desc->hidden, 1, 0, ".weight");
-    if (!tied) count_matrix(p, r, &a->lm_head, &s->n_vocab, 1, 0, r->desc->hidden);
+    count_vector(k, r, &a->final_norm, &r->desc->hidden, 1, 0, ".weight");
+    if (!tied) count_matrix(k, r, &a->lm_head, &s->n_vocab, 1, 0, r->desc->hidden);
 }
 
 /* ---- scratch ---- */
 
-static void count_scratch(sp_plan *p, const sp_plan_request *r) {
-    const sp_plan_slice *s = &p->slices[0];
+static void count_scratch(sp_plan_rank *k, const sp_plan *p, const sp_plan_request *r,
+                          const sp_plan_stage *stage, int32_t tp_rank) {
+    const sp_plan_slice *s = &p->slices[tp_rank];
+    const bool split = p->tp > 1, head = stage->has_head;
     uint64_t T = (uint64_t)p->max_num_batched_tokens, R = (uint64_t)p->max_rows;
     uint64_t E = (uint64_t)r->desc->hidden, D = (uint64_t)r->desc->head_dim;
     uint64_t H = (uint64_t)s->n_heads, K = (uint64_t)s->n_kv_heads, F = (uint64_t)s->n_ffn;
-    p->scratch = (sp_plan_scratch){
+    k->scratch = (sp_plan_scratch){
         .x = T * E,
         .normed = T * E,
         .partial = T * E,
@@ -324,15 +317,18 @@ static void count_scratch(sp_plan *p, const sp_plan_request *r) {
         .attn = T * H * D,
         .gate_up = T * 2 * F,
         .act = T * F,
-        .last = 2 * R * E,
-        .logits = R * (uint64_t)s->n_vocab,
+        .last = head ? 2 * R * E : 0,
+        .logits = head && tp_rank == 0 ? R * (uint64_t)r->desc->vocab : 0,
+        .logits_part = head && split ? R * (uint64_t)s->n_vocab : 0,
         .rope = (uint64_t)p->max_model_len * (uint64_t)(sp_arch_rope_dims(r->desc) / 2) * 2,
+        .ids = stage->has_embed && split ? 2 * T : 0,
     };
-    const sp_plan_scratch *c = &p->scratch;
-    const uint64_t ranges[] = {c->x,       c->normed, c->partial, c->qkv,    c->attn,
-                               c->gate_up, c->act,    c->last,    c->logits, c->rope};
+    const sp_plan_scratch *c = &k->scratch;
+    const uint64_t ranges[] = {c->x,       c->normed,   c->partial, c->qkv,    c->attn,
+                               c->gate_up, c->act,      c->last,    c->logits, c->logits_part,
+                               c->ids,     c->rope / 2, c->rope / 2};
     for (size_t i = 0; i < SP_LEN(ranges); i++)
-        p->scratch_bytes += round_up(ranges[i] * sizeof(float), ALIGN_BYTES);
+        k->scratch_bytes += round_up(ranges[i] * sizeof(float), ALIGN_BYTES);
 }
 
 /* ---- KV and the sum ---- */
@@ -344,26 +340,28 @@ static uint64_t limit_of(const sp_plan_request *r) {
     return there - there / RESERVE_DIVISOR;
 }
 
-static sp_status refuse_kv(const sp_plan *p, uint64_t left, sp_err *err) {
-    uint64_t need = times((uint64_t)p->blocks_per_seq, p->kv.block_bytes);
-    uint64_t fits = left / p->kv.block_bytes * (uint64_t)p->kv.block_tokens;
+static sp_status refuse_kv(const sp_plan *p, const sp_kv_layout *kv, uint64_t left, sp_err *err) {
+    uint64_t need = times((uint64_t)p->blocks_per_seq, kv->block_bytes);
+    uint64_t fits = left / kv->block_bytes * (uint64_t)kv->block_tokens;
     if (fits == 0)
         return SP_FAIL(err, SP_E_LIMIT,
                        "one KV block of %d tokens needs %s, %s are left: use a smaller "
                        "--block-size, --kv-cache-dtype or --max-num-batched-tokens",
-                       p->kv.block_tokens, show(p->kv.block_bytes).s, show(left).s);
+                       kv->block_tokens, show(kv->block_bytes).s, show(left).s);
     return SP_FAIL(err, SP_E_LIMIT,
                    "max_model_len %d needs %s of KV, %s are left: use --max-model-len <= %" PRIu64,
                    p->max_model_len, show(need).s, show(left).s, fits);
 }
 
-static sp_status choose_blocks(sp_plan *p, const sp_plan_request *r, uint64_t left, sp_err *err) {
-    uint64_t block = p->kv.block_bytes, one = (uint64_t)p->blocks_per_seq;
+/* `left` bytes for blocks of `kv`, on the rank with the least room for them. */
+static sp_status choose_blocks(sp_plan *p, const sp_plan_request *r, const sp_kv_layout *kv,
+                               uint64_t left, sp_err *err) {
+    uint64_t block = kv->block_bytes, one = (uint64_t)p->blocks_per_seq;
     if (r->n_blocks && (uint64_t)r->n_blocks < one)
         return SP_FAIL(
             err, SP_E_INVALID, "%d KV blocks hold %d tokens, want %d blocks for max_model_len %d",
-            r->n_blocks, r->n_blocks * p->kv.block_tokens, p->blocks_per_seq, p->max_model_len);
-    if (one > left / block) return refuse_kv(p, left, err);
+            r->n_blocks, r->n_blocks * kv->block_tokens, p->blocks_per_seq, p->max_model_len);
+    if (one > left / block) return refuse_kv(p, kv, left, err);
     if ((uint64_t)r->n_blocks > left / block)
         return SP_FAIL(err, SP_E_LIMIT,
                        "%d KV blocks need %s, %s are left: at most %" PRIu64 " fit", r->n_blocks,
@@ -373,28 +371,83 @@ static sp_status choose_blocks(sp_plan *p, const sp_plan_request *r, uint64_t le
     uint64_t n = least(least(wish, share), SP_PLAN_BLOCKS_MAX);
     if (n < one) n = one;
     p->n_blocks = r->n_blocks ? r->n_blocks : (int32_t)n;
-    p->kv_bytes = (uint64_t)p->n_blocks * block;
-    p->max_concurrency =
-        (double)p->n_blocks * (double)p->kv.block_tokens / (double)p->max_model_len;
+    p->max_concurrency = (double)p->n_blocks * (double)kv->block_tokens / (double)p->max_model_len;
     return SP_OK;
 }
 
+void sp_plan_rank_of(sp_plan_rank *out, const sp_plan *p, const sp_plan_request *req, int32_t stage,
+                     int32_t tp_rank) {
+    SP_ASSERT(stage >= 0 && stage < p->pp && tp_rank >= 0 && tp_rank < p->tp);
+    const sp_plan_stage *s = &p->stages[stage];
+    const sp_plan_slice *slice = &p->slices[tp_rank];
+    sp_plan_rank k = {0};
+    count_weights(&k, req, s, slice);
+    count_scratch(&k, p, req, s, tp_rank);
+    k.kv = sp_kv_layout_of(s->n_layers, slice->n_kv_heads, req->desc->head_dim, req->block_tokens,
+                           req->kv_dtype);
+    k.kv_bytes = times((uint64_t)p->n_blocks, k.kv.block_bytes);
+    uint64_t base = k.packed_bytes + k.vector_bytes + k.scratch_bytes;
+    if (__builtin_add_overflow(base, req->mapped_bytes, &base) ||
+        __builtin_add_overflow(base, k.kv_bytes, &k.total_bytes))
+        k.total_bytes = UINT64_MAX;
+    *out = k;
+}
+
+/* The two ranks that decide: the one that needs most with p->n_blocks (0 before they are chosen),
+ * and the one with room for the least blocks. */
+typedef struct extremes {
+    sp_plan_rank most, tight;
+    int32_t most_stage, most_tp_rank;
+} extremes;
+
+static void find_extremes(extremes *x, const sp_plan *p, const sp_plan_request *r) {
+    uint64_t least_fits = UINT64_MAX;
+    for (int32_t i = 0; i < p->pp * p->tp; i++) {
+        sp_plan_rank k;
+        sp_plan_rank_of(&k, p, r, i / p->tp, i % p->tp);
+        if (i == 0 || k.total_bytes > x->most.total_bytes) {
+            x->most = k;
+            x->most_stage = i / p->tp;
+            x->most_tp_rank = i % p->tp;
+        }
+        uint64_t left = p->limit_bytes - least(p->limit_bytes, k.total_bytes);
+        if (i > 0 && left / k.kv.block_bytes >= least_fits) continue;
+        least_fits = left / k.kv.block_bytes;
+        x->tight = k;
+    }
+}
+
+static void tell_most(sp_plan *p, const extremes *x) {
+    const sp_plan_rank *k = &x->most;
+    p->most_stage = x->most_stage;
+    p->most_tp_rank = x->most_tp_rank;
+    p->n_params = k->n_params;
+    p->weight_bytes = k->weight_bytes;
+    p->packed_bytes = k->packed_bytes;
+    p->vector_bytes = k->vector_bytes;
+    p->scratch = k->scratch;
+    p->scratch_bytes = k->scratch_bytes;
+    p->kv = k->kv;
+    p->kv_bytes = k->kv_bytes;
+    p->total_bytes = k->total_bytes;
+}
+
 static sp_status fit(sp_plan *p, const sp_plan_request *r, sp_err *err) {
-    uint64_t base = p->packed_bytes + p->vector_bytes + p->scratch_bytes;
-    if (__builtin_add_overflow(base, r->mapped_bytes, &base)) base = UINT64_MAX;
+    extremes x;
     p->mapped_bytes = r->mapped_bytes;
     p->limit_bytes = limit_of(r);
+    find_extremes(&x, p, r);
+    const uint64_t base = x.most.total_bytes; /* no blocks yet */
     if (base > p->limit_bytes)
-        return SP_FAIL(err, SP_E_LIMIT,
-                       "weights need %s and activations %s, %s are there: use a machine with more "
-                       "memory or a smaller --max-num-batched-tokens",
-                       show(base - p->scratch_bytes).s, show(p->scratch_bytes).s,
-                       show(p->limit_bytes).s);
-    p->kv = sp_kv_layout_of(p->stages[0].n_layers, p->slices[0].n_kv_heads, r->desc->head_dim,
-                            r->block_tokens, r->kv_dtype);
-    p->blocks_per_seq = (p->max_model_len + r->block_tokens - 1) / r->block_tokens;
-    SP_TRY(choose_blocks(p, r, p->limit_bytes - base, err));
-    p->total_bytes = base + p->kv_bytes;
+        return SP_FAIL(
+            err, SP_E_LIMIT,
+            "weights need %s and activations %s, %s are there: use more ranks (--tp, --pp), "
+            "a machine with more memory or a smaller --max-num-batched-tokens",
+            show(base - x.most.scratch_bytes).s, show(x.most.scratch_bytes).s,
+            show(p->limit_bytes).s);
+    SP_TRY(choose_blocks(p, r, &x.tight.kv, p->limit_bytes - x.tight.total_bytes, err));
+    find_extremes(&x, p, r);
+    tell_most(p, &x);
     return SP_OK;
 }
 
@@ -402,9 +455,7 @@ sp_status sp_plan_make(sp_plan *out, const sp_plan_request *req, sp_err *err) {
     SP_ASSERT(req->desc && req->arch);
     SP_TRY(check_wishes(req, err));
     sp_plan p = {0};
-    divide(&p, req);
-    count_weights(&p, req);
-    count_scratch(&p, req);
+    SP_TRY(divide(&p, req, err));
     SP_TRY(fit(&p, req, err));
     *out = p;
     return SP_OK;

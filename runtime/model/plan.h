@@ -14,16 +14,16 @@
  *
  *   | layer 0: K [kv head][token][dim] | V the same | layer 1 ... | pad to 64 | trailer 64 |
  *
- * Degrees tp and pp above 1 are refused by name; the tables below have room for them.
+ * The partition is part.h's. Every rank has the same number of blocks (they share one block table),
+ * so the rank with the least room decides it; the plan's bytes are those of the rank that needs
+ * most, and sp_plan_rank_of() tells any other's.
  *
  * Shapes: letters of kernels/args.h. Thread: plain data. */
 #pragma once
 
 #include "runtime/format/model_dir.h"
-#include "runtime/model/arch.h"
+#include "runtime/model/part.h"
 
-#define SP_PLAN_TP_MAX 64
-#define SP_PLAN_PP_MAX 128
 #define SP_PLAN_SEQS_MAX 65536
 #define SP_PLAN_BATCH_TOKENS_MAX (1 << 20)
 #define SP_PLAN_BLOCK_TOKENS_MIN 8
@@ -75,10 +75,11 @@ typedef size_t sp_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype);
 typedef struct sp_plan_request {
     const sp_model_desc *desc;
     const sp_arch *arch;
-    const sp_model_dir *dir; /* the tensors' own types; NULL: all are desc->dtype */
-    sp_packed_bytes *packed; /* NULL: packing takes what the matrix takes */
-    uint64_t mapped_bytes;   /* of weights that stay mapped beside the packed ones; mostly 0 */
-    int32_t tp, pp;          /* 0 counts as 1 */
+    const sp_model_dir *dir;  /* the tensors' own types; NULL: all are desc->dtype */
+    sp_packed_bytes *packed;  /* NULL: packing takes what the matrix takes */
+    uint64_t mapped_bytes;    /* of weights that stay mapped beside the packed ones; mostly 0 */
+    int32_t tp, pp;           /* 0 counts as 1 */
+    const int32_t *pp_layers; /* [pp] layers of each stage, NULL: balanced */
     int32_t block_tokens;
     int32_t max_model_len; /* 0: the model's own */
     int32_t max_num_seqs;
@@ -90,21 +91,7 @@ typedef struct sp_plan_request {
     int32_t ranks_on_node; /* 0 counts as 1 */
 } sp_plan_request;
 
-/** One pipeline stage: layers first..first+n-1; the first embeds, the last has norm and head. */
-typedef struct sp_plan_stage {
-    int32_t layer_first, n_layers;
-    bool has_embed, has_head;
-} sp_plan_stage;
-
-/** One tensor-parallel rank's slices, of every layer. */
-typedef struct sp_plan_slice {
-    int32_t head_first, n_heads;
-    int32_t kv_head_first, n_kv_heads;
-    int32_t ffn_first, n_ffn;
-    int32_t vocab_first, n_vocab;
-} sp_plan_slice;
-
-/** f32 activations of one step, in elements. R: logits rows. */
+/** f32 activations of one step, in elements. R: logits rows. 0: not on this rank. */
 typedef struct sp_plan_scratch {
     uint64_t x, normed, partial; /* [T,E] each */
     uint64_t qkv;                /* [T,(H+2K)D] */
@@ -112,17 +99,21 @@ typedef struct sp_plan_scratch {
     uint64_t gate_up;            /* [T,2F] */
     uint64_t act;                /* [T,F] */
     uint64_t last;               /* [2R,E]: the wanted rows of x and partial */
-    uint64_t logits;             /* [R,V] */
+    uint64_t logits;             /* [R,V], whole rows: TP rank 0 of the last stage */
+    uint64_t logits_part;        /* [R,V here] of the last stage when tp > 1 */
     uint64_t rope;               /* [2,max_model_len,dims/2] */
+    uint64_t ids;                /* [2,T] int32: whose rows of the embedding, when tp > 1 */
 } sp_plan_scratch;
 
 typedef struct sp_plan {
     int32_t tp, pp;
+    bool exact;                           /* the same bits as tp 1 */
     sp_plan_stage stages[SP_PLAN_PP_MAX]; /* pp of them */
     sp_plan_slice slices[SP_PLAN_TP_MAX]; /* tp of them */
     int32_t max_model_len, max_num_seqs, max_num_batched_tokens, max_rows;
 
-    /* of the rank that needs most */
+    /* of the rank that needs most: */
+    int32_t most_stage, most_tp_rank;
     uint64_t n_params;     /* elements of the weights it holds */
     uint64_t weight_bytes; /* as the checkpoint has them */
     uint64_t packed_bytes; /* matrices as the device has them */
@@ -138,7 +129,17 @@ typedef struct sp_plan {
 } sp_plan;
 
 /** Computes the plan.
- * Errors: SP_E_INVALID       a wish out of its range, by the option's name
- *         SP_E_UNSUPPORTED   tp or pp above 1, a KV type
+ * Errors: SP_E_INVALID       a wish out of its range, by the option's name; as sp_part_of()
+ *         SP_E_UNSUPPORTED   a KV type
  *         SP_E_LIMIT         it does not fit: bytes wanted, bytes there are, what would fit */
 SP_NODISCARD sp_status sp_plan_make(sp_plan *out, const sp_plan_request *req, sp_err *err);
+
+/** The bytes of one rank of a plan made from `req`. */
+typedef struct sp_plan_rank {
+    uint64_t n_params, weight_bytes, packed_bytes, vector_bytes, scratch_bytes, kv_bytes;
+    uint64_t total_bytes; /* with req->mapped_bytes */
+    sp_kv_layout kv;
+    sp_plan_scratch scratch;
+} sp_plan_rank;
+void sp_plan_rank_of(sp_plan_rank *out, const sp_plan *p, const sp_plan_request *req, int32_t stage,
+                     int32_t tp_rank);

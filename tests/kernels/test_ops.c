@@ -268,6 +268,38 @@ static void norm_of_zeros_is_zero_and_adds_nothing_without_a_partial(void) {
     env_close(&e);
 }
 
+static void adding_alone_gives_the_x_that_add_rmsnorm_leaves(void) {
+    env e = env_open(22);
+    for (int round = 0; round < ROUNDS(60); round++) {
+        norm_case c = {.T = between(1, 20), .E = round % 5 ? between(1, 300) : 2048};
+        const int32_t stride = c.E + between(0, 3);
+        const size_t n = (size_t)c.T * (size_t)c.E, all = (size_t)c.T * (size_t)stride;
+        c.x = values(n);
+        c.weight = values((size_t)c.E);
+        c.partial = values(n);
+        c.bias = round % 2 ? values((size_t)c.E) : NULL;
+        float *want = norm(&e.dev[0], &c, c.T), *x = malloc(all * sizeof *x);
+        for (int i = 0; i < e.n; i++) {
+            for (size_t k = 0; k < all; k++) x[k] = CANARY;
+            for (int32_t t = 0; t < c.T; t++)
+                memcpy(x + t * stride, c.x + t * c.E, (size_t)c.E * sizeof *x);
+            e.dev[i].ops->add(&e.dev[i], mat(x, c.T, c.E, stride), mat(c.partial, c.T, c.E, c.E),
+                              c.bias);
+            for (int32_t t = 0; t < c.T; t++) {
+                CU_ASSERT(same(x + t * stride, want + n + t * c.E, (size_t)c.E));
+                for (int32_t k = c.E; k < stride; k++) CU_ASSERT_EQUAL(x[t * stride + k], CANARY);
+            }
+        }
+        free(x);
+        free(want);
+        free(c.x);
+        free(c.weight);
+        free(c.partial);
+        free(c.bias);
+    }
+    env_close(&e);
+}
+
 static void every_backend_activates_like_ref(void) {
     env e = env_open(18);
     for (int round = 0; round < ROUNDS(60); round++) {
@@ -366,6 +398,7 @@ SP_TEST_MAIN("kernels/ops", SP_TEST(every_backend_multiplies_like_ref),
              SP_TEST(an_id_outside_the_vocabulary_is_a_fault_that_stays),
              SP_TEST(every_backend_normalises_like_ref),
              SP_TEST(norm_of_zeros_is_zero_and_adds_nothing_without_a_partial),
+             SP_TEST(adding_alone_gives_the_x_that_add_rmsnorm_leaves),
              SP_TEST(every_backend_activates_like_ref),
              SP_TEST(rows_are_gathered_in_the_order_asked), SP_TEST(nothing_to_do_is_fine),
              SP_TEST(memory_is_zeroed_and_aligned_and_its_lack_is_reported))

@@ -49,6 +49,7 @@ static void open_fixture(fixture *f, const char *dir, const char *backend, int t
                             .block_tokens = block_tokens,
                             .n_blocks = 2 * MAX_LEN / block_tokens,
                             .kv_dtype = SP_DTYPE_F32};
+    must(sp_part_of(&sc.part, &f->desc, f->arch, 1, 1, NULL, 0, 0, &err), &err);
     must(sp_forward_open(&f->stage, &f->dev, f->dir, &f->desc, f->arch, &sc, NULL, NULL, &err),
          &err);
     /* What a freed block holds is never read: NaN everywhere would show it. */

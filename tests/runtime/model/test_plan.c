@@ -55,6 +55,12 @@ static void refused(const sp_plan_request *r, sp_status want, const char *words)
     sp_free(p);
 }
 
+static void refused_with_layers(const sp_plan_request *r, const int32_t *layers) {
+    sp_plan_request forced = *r;
+    forced.pp_layers = layers;
+    refused(&forced, SP_E_LIMIT, "use more ranks (--tp, --pp)");
+}
+
 static void known_models_have_their_known_sizes(void) {
     sp_model_desc d = llama_8b();
     sp_plan p;
@@ -217,9 +223,10 @@ static void a_wish_out_of_range_is_refused_by_its_option(void) {
         r.field = (value); \
         refused(&r, status, words); \
     } while (0)
-    REFUSED(tp, 2, SP_E_UNSUPPORTED, "--tensor-parallel-size 2 is not supported");
+    REFUSED(tp, 3, SP_E_INVALID, "--tensor-parallel-size 3 does not divide the 32 attention heads");
+    REFUSED(tp, 65, SP_E_INVALID, "--tensor-parallel-size is 65");
     REFUSED(tp, -1, SP_E_INVALID, "--tensor-parallel-size is -1");
-    REFUSED(pp, 4, SP_E_UNSUPPORTED, "--pipeline-parallel-size 4 is not supported");
+    REFUSED(pp, 33, SP_E_INVALID, "--pipeline-parallel-size is 33, want 1 to 32");
     REFUSED(pp, 129, SP_E_INVALID, "--pipeline-parallel-size is 129");
     REFUSED(block_tokens, 4, SP_E_INVALID, "--block-size is 4, want 8 to 128");
     REFUSED(block_tokens, 129, SP_E_INVALID, "--block-size is 129");
@@ -231,6 +238,105 @@ static void a_wish_out_of_range_is_refused_by_its_option(void) {
             "--max-model-len is 131073, want 1 to 131072 (max_position_embeddings)");
     REFUSED(kv_dtype, SP_DTYPE_F8_E4M3, SP_E_UNSUPPORTED, "KV type F8_E4M3");
 #undef REFUSED
+}
+
+/* ---- many ranks ---- */
+
+/* Elements of all ranks; what every TP rank has for itself (norms) is counted once. */
+static uint64_t params_of_all(const sp_plan *p, const sp_plan_request *r) {
+    uint64_t sum = 0, norms = 0;
+    for (int32_t i = 0; i < p->pp; i++) {
+        const sp_plan_stage *s = &p->stages[i];
+        norms += (uint64_t)r->desc->hidden * (uint64_t)(2 * s->n_layers + s->has_head);
+        for (int32_t k = 0; k < p->tp; k++) {
+            sp_plan_rank rank;
+            sp_plan_rank_of(&rank, p, r, i, k);
+            CU_ASSERT(rank.total_bytes <= p->total_bytes && rank.total_bytes <= p->limit_bytes);
+            CU_ASSERT_EQUAL(rank.kv_bytes, (uint64_t)p->n_blocks * rank.kv.block_bytes);
+            sum += rank.n_params;
+        }
+    }
+    return sum - (uint64_t)(p->tp - 1) * norms;
+}
+
+static void ranks_of_a_big_model_hold_it_once(void) {
+    static const struct {
+        const char *dir;
+        int32_t tp, pp;
+        uint64_t params, kv_token_bytes;
+    } cases[] = {{"llama-3.1-405b", 8, 2, 405853388800, 63 * 2 * 1 * 128 * 2},
+                 {"llama-3.1-70b", 4, 1, 70553706496, 80 * 2 * 2 * 128 * 2},
+                 {"llama-3.1-8b", 2, 4, 8030261248, 0}};
+    const char *fixtures = sp_test_fixtures();
+    if (!fixtures) SP_SKIP("no fixtures beside the checkout");
+    for (size_t i = 0; i < SP_LEN(cases); i++) {
+        char dir[512];
+        sp_model_desc d;
+        sp_plan p;
+        snprintf(dir, sizeof dir, "%s/configs/%s", fixtures, cases[i].dir);
+        CU_ASSERT_EQUAL_FATAL(sp_model_desc_load(&d, dir, NULL), SP_OK);
+        sp_plan_request r = request(&d, 1024 * GIB);
+        r.tp = cases[i].tp;
+        r.pp = cases[i].pp;
+        r.ranks_on_node = 8;
+        CU_ASSERT_EQUAL_FATAL(sp_plan_make(&p, &r, NULL), SP_OK);
+        CU_ASSERT(p.tp == cases[i].tp && p.pp == cases[i].pp);
+        CU_ASSERT(p.exact);
+        CU_ASSERT_EQUAL(params_of_all(&p, &r), cases[i].params);
+        CU_ASSERT_EQUAL(p.limit_bytes, 124 * GIB);
+        /* The rank that needs most has about its share: it may owe that to its cache. */
+        const uint64_t share = 2 * cases[i].params / (uint64_t)(p.tp * p.pp);
+        CU_ASSERT(p.weight_bytes > share - share / 8 && p.weight_bytes < share + share / 8);
+        if (i < 2) CU_ASSERT_EQUAL(p.kv.token_bytes, cases[i].kv_token_bytes);
+    }
+}
+
+static void the_rank_with_the_least_room_decides_the_blocks(void) {
+    sp_model_desc d = llama_8b();
+    sp_plan p, q;
+    sp_plan_request r = request(&d, 10 * GIB);
+    const int32_t uneven[] = {8, 24};
+    r.pp = 2;
+    r.max_num_seqs = 4096;
+    CU_ASSERT_EQUAL_FATAL(sp_plan_make(&p, &r, NULL), SP_OK);
+    CU_ASSERT(p.stages[0].n_layers == 16 && p.stages[1].n_layers == 16);
+    refused_with_layers(&r, uneven);
+    r.memory.available_bytes = 16 * GIB;
+    CU_ASSERT_EQUAL_FATAL(sp_plan_make(&p, &r, NULL), SP_OK);
+    r.pp_layers = uneven;
+    CU_ASSERT_EQUAL_FATAL(sp_plan_make(&q, &r, NULL), SP_OK);
+    CU_ASSERT(q.n_blocks < p.n_blocks && q.stages[1].layer_first == 8);
+    CU_ASSERT(q.most_stage == 1 && q.kv.n_layers == 24);
+    CU_ASSERT_EQUAL(q.total_bytes, q.packed_bytes + q.vector_bytes + q.scratch_bytes + q.kv_bytes);
+    CU_ASSERT(q.total_bytes <= q.limit_bytes);
+}
+
+static void only_the_ends_hold_what_only_they_need(void) {
+    sp_model_desc d = llama_8b();
+    sp_plan p;
+    sp_plan_rank k;
+    sp_plan_request r = request(&d, 64 * GIB);
+    r.tp = 2;
+    r.pp = 3;
+    CU_ASSERT_EQUAL_FATAL(sp_plan_make(&p, &r, NULL), SP_OK);
+    const uint64_t V = 128256, R = 16, E = 4096, T = 512;
+    sp_plan_rank_of(&k, &p, &r, 0, 1);
+    CU_ASSERT(k.scratch.last == 0 && k.scratch.logits == 0 && k.scratch.logits_part == 0);
+    CU_ASSERT_EQUAL(k.scratch.ids, 2 * T);
+    sp_plan_rank_of(&k, &p, &r, 1, 0);
+    CU_ASSERT(k.scratch.last == 0 && k.scratch.logits == 0 && k.scratch.ids == 0);
+    CU_ASSERT_EQUAL(k.n_params,
+                    (uint64_t)p.stages[1].n_layers * (E * 4096 + E * 1024 + 3 * E * 7168 + 2 * E));
+    sp_plan_rank_of(&k, &p, &r, 2, 0);
+    CU_ASSERT(k.scratch.last == 2 * R * E && k.scratch.logits == R * V);
+    CU_ASSERT_EQUAL(k.scratch.logits_part, R * V / 2);
+    sp_plan_rank_of(&k, &p, &r, 2, 1);
+    CU_ASSERT(k.scratch.logits == 0 && k.scratch.logits_part == R * V / 2);
+    /* A tied embedding lies on both ends. */
+    d.has_tie_key = d.tie_embeddings = true;
+    CU_ASSERT_EQUAL_FATAL(sp_plan_make(&p, &r, NULL), SP_OK);
+    uint64_t sum = params_of_all(&p, &r);
+    CU_ASSERT_EQUAL(sum, 8030261248);
 }
 
 static void the_largest_numbers_do_not_wrap(void) {
@@ -378,6 +484,9 @@ SP_TEST_MAIN("plan", SP_TEST(known_models_have_their_known_sizes),
              SP_TEST(the_cgroup_and_the_other_ranks_share_the_memory),
              SP_TEST(a_wish_for_blocks_is_kept_or_refused),
              SP_TEST(a_wish_out_of_range_is_refused_by_its_option),
+             SP_TEST(ranks_of_a_big_model_hold_it_once),
+             SP_TEST(the_rank_with_the_least_room_decides_the_blocks),
+             SP_TEST(only_the_ends_hold_what_only_they_need),
              SP_TEST(the_largest_numbers_do_not_wrap),
              SP_TEST(a_block_is_layers_of_k_and_v_and_a_trailer),
              SP_TEST(cache_types_are_known_by_their_words),
