@@ -1,5 +1,7 @@
 #include "tests/engine_pod.h"
 
+#include "runtime/base/mem.h"
+
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
@@ -36,18 +38,160 @@ void pod_wait_state(pod *p, sp_engine_state want) {
 void pod_start(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed) {
     sp_wire_ready offer = sp_fake_offer(c->n_vocab, n_blocks, c->block_tokens);
     p->config = *c;
+    p->shape = NULL;
     sp_fake_rank_start(&p->rank, &offer, c->eos_ids, c->n_eos_ids, 0, allowed);
     sp_err err = {0};
-    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p->engine, c, p->rank.head, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p->engine, c, p->rank.fan, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_engine_start(p->engine, &err), SP_OK);
     pod_wait_state(p, SP_ENGINE_READY);
+}
+
+/* ---- more ranks ---- */
+
+enum {
+    RANKS_MAX = 16,
+    HIDDEN = 8
+};
+
+typedef struct member {
+    pod_shape *shape;
+    sp_fake_rank *rank, own; /* rank: own, or the pod's */
+    sp_rehearsal *rehearsal;
+    sp_stage_model model; /* the rehearsal's */
+    float *logits;        /* at the sampler: [max_step_rows, VOCAB] */
+    int stage, tp_rank;
+} member;
+
+struct pod_shape {
+    int tp, pp;
+    sp_fake_hub *tp_hubs[RANKS_MAX], *pp_hubs[RANKS_MAX], *feedback;
+    member m[RANKS_MAX];
+};
+
+/* The rehearsal's step; then what it agreed on, as logits. */
+static sp_status member_forward(void *ctx, const sp_batch *b, const float **logits, sp_err *err) {
+    member *m = ctx;
+    SP_TRY(m->model.forward(m->model.ctx, b, logits, err));
+    if (!m->logits) return SP_OK;
+    for (int32_t k = 0; k < b->n_rows; k++)
+        sp_null_model_row(sp_rehearsal_state(m->rehearsal, k), m->logits + (size_t)k * VOCAB,
+                          VOCAB);
+    *logits = m->logits;
+    return SP_OK;
+}
+
+static void member_gone(sp_fake_rank *r, void *ctx) {
+    (void)r;
+    member *m = ctx;
+    pod_shape *s = m->shape;
+    sp_fake_hub_leave(s->tp_hubs[m->stage], m->tp_rank);
+    sp_fake_hub_leave(s->pp_hubs[m->tp_rank], m->stage);
+    sp_fake_hub_leave(s->feedback, 0);
+}
+
+static sp_stage_role role_of(const pod_shape *s, int stage, int tp_rank) {
+    sp_stage_role r = {.embeds = stage == 0,
+                       .samples = stage == s->pp - 1 && tp_rank == 0,
+                       .steps_in_flight = s->pp + 1};
+    int me = r.samples ? 0 : s->pp > 1 ? 1 + tp_rank : tp_rank;
+    if ((r.embeds || r.samples) && s->tp * s->pp > 1)
+        r.feedback = sp_fake_hub_member(s->feedback, me);
+    return r;
+}
+
+static void member_start(pod *p, member *m, int32_t n_blocks, int allowed, int bell) {
+    pod_shape *s = m->shape;
+    const sp_engine_config *c = &p->config;
+    sp_fake_rank_config rc = {.offer = sp_fake_offer(c->n_vocab, n_blocks, c->block_tokens),
+                              .eos = c->eos_ids,
+                              .n_eos = c->n_eos_ids,
+                              .allowed = -1,
+                              .bell = bell,
+                              .role = role_of(s, m->stage, m->tp_rank),
+                              .gone = member_gone,
+                              .gone_ctx = m};
+    sp_rehearsal_config hc = {.hidden = HIDDEN,
+                              .n_layers = 1,
+                              .n_vocab = c->n_vocab,
+                              .token_hi = c->n_vocab - 1,
+                              .n_blocks = n_blocks,
+                              .block_tokens = c->block_tokens,
+                              .max_batched_tokens = rc.offer.max_batched_tokens,
+                              .max_step_rows = rc.offer.max_step_rows};
+    if (s->tp > 1) hc.tp = sp_fake_hub_member(s->tp_hubs[m->stage], m->tp_rank);
+    if (s->pp > 1) hc.pp = sp_fake_hub_member(s->pp_hubs[m->tp_rank], m->stage);
+    sp_err err = {0};
+    CU_ASSERT_EQUAL_FATAL(sp_rehearsal_create(&m->rehearsal, &hc, &err), SP_OK);
+    m->model = sp_rehearsal_callbacks(m->rehearsal);
+    sp_stage_model model = {.forward = member_forward, .ctx = m};
+    rc.model = &model;
+    if (rc.role.samples) {
+        rc.allowed = allowed;
+        m->logits = sp_alloc((size_t)hc.max_step_rows * VOCAB * sizeof *m->logits);
+    }
+    m->rank = rc.role.samples ? &p->rank : &m->own;
+    sp_fake_rank_open(m->rank, &rc);
+}
+
+void pod_start_shape(pod *p, sp_engine_config c, int32_t n_blocks, int allowed, int tp, int pp) {
+    sp_err err = {0};
+    c.n_stages = pp;
+    c.sampler = (pp - 1) * tp;
+    p->config = c;
+    pod_shape *s = p->shape = sp_alloc(sizeof *s);
+    s->tp = tp;
+    s->pp = pp;
+    for (int i = 0; i < pp; i++) s->tp_hubs[i] = sp_fake_hub_open(tp, SP_GROUP_SENDS);
+    for (int i = 0; i < tp; i++) s->pp_hubs[i] = sp_fake_hub_open(pp, SP_GROUP_SENDS);
+    s->feedback = sp_fake_hub_open(pp > 1 ? tp + 1 : tp, pp + 2);
+    sp_fan *fan = NULL;
+    CU_ASSERT_EQUAL_FATAL(sp_fan_open(&fan, -1, &err), SP_OK);
+    for (int i = 0; i < tp * pp; i++) {
+        s->m[i].shape = s;
+        s->m[i].stage = i / tp;
+        s->m[i].tp_rank = i % tp;
+        member_start(p, &s->m[i], n_blocks, allowed, sp_fan_bell(fan));
+        CU_ASSERT_EQUAL_FATAL(sp_fan_add(fan, s->m[i].rank->head, &err), SP_OK);
+    }
+    p->rank.fan = fan;
+    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p->engine, &c, fan, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_engine_start(p->engine, &err), SP_OK);
+    pod_wait_state(p, SP_ENGINE_READY);
+}
+
+int pod_rank_count(const pod *p) {
+    return p->shape ? p->shape->tp * p->shape->pp : 1;
+}
+
+sp_fake_rank *pod_rank(pod *p, int link) {
+    return p->shape ? p->shape->m[link].rank : &p->rank;
+}
+
+static void shape_end(pod *p) {
+    pod_shape *s = p->shape;
+    if (!s) return;
+    int n = pod_rank_count(p);
+    for (int i = 0; i < n; i++) {
+        if (s->m[i].rank == &s->m[i].own) sp_fake_rank_fini(&s->m[i].own);
+        sp_rehearsal_destroy(s->m[i].rehearsal);
+        sp_free(s->m[i].logits);
+    }
+    CU_ASSERT(sp_fake_hub_most_waiting(s->feedback) <= s->pp + 1);
+    for (int i = 0; i < RANKS_MAX; i++) {
+        sp_fake_hub_close(s->tp_hubs[i]);
+        sp_fake_hub_close(s->pp_hubs[i]);
+    }
+    sp_fake_hub_close(s->feedback);
+    sp_free(s);
 }
 
 void pod_end(pod *p) {
     sp_engine_stop(p->engine);
     CU_ASSERT(sp_engine_check(p->engine));
     sp_engine_destroy(p->engine);
+    for (int i = 0; i < pod_rank_count(p); i++) sp_fake_rank_allow(pod_rank(p, i), -1);
     sp_fake_rank_fini(&p->rank);
+    shape_end(p);
 }
 
 /* ---- requests as the test sees them ---- */
@@ -230,9 +374,13 @@ void pod_drain(pod *p) {
         (void)pod_pump(p, 10);
         CU_ASSERT_FATAL(sp_now_ns() < until);
     }
-    sp_fake_rank_join(&p->rank);
-    CU_ASSERT_EQUAL(p->rank.ended, SP_OK);
-    CU_ASSERT_EQUAL(sp_stage_seq_count(p->rank.stage), 0);
+    for (int i = 0; i < pod_rank_count(p); i++) {
+        sp_fake_rank *r = pod_rank(p, i);
+        sp_fake_rank_join(r);
+        CU_ASSERT_EQUAL(r->ended, SP_OK);
+        CU_ASSERT_EQUAL(sp_stage_seq_count(r->stage), 0);
+        CU_ASSERT(sp_stage_check(r->stage));
+    }
 }
 
 int64_t pod_gauge(pod *p, size_t offset) {

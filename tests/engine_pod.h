@@ -1,4 +1,8 @@
-/* tests/engine_pod.h - an engine, a link and a fake rank; requests as a test sees them; the oracle.
+/* tests/engine_pod.h - an engine and its fake ranks; requests as a test sees them; the oracle.
+ *
+ * A pod of more than one rank (pod_start_shape) rehearses: every rank is a thread that does the real
+ * collectives over fake groups and keeps hashes in its own blocks; the sampler makes the null
+ * model's logits of what all of them agree on. So one oracle serves every shape.
  *
  * expect() computes what a request gives when nothing else is in the world: from its tokens alone,
  * with the null model's logits and the real sampler. Whatever the engine does (batches, chunks,
@@ -10,7 +14,9 @@
 #include "runtime/base/clock.h"
 #include "runtime/engine/desk.h"
 #include "runtime/engine/engine_core.h"
+#include "runtime/engine/rehearsal.h"
 #include "runtime/gen/sampler.h"
+#include "tests/fake_group.h"
 #include "tests/fake_rank.h"
 #include "tests/harness.h"
 
@@ -22,8 +28,11 @@ enum {
     PROMPT_MAX = 256
 };
 
+typedef struct pod_shape pod_shape;
+
 typedef struct pod {
-    sp_fake_rank rank;
+    sp_fake_rank rank; /* the only one, or the sampler */
+    pod_shape *shape;  /* the others; NULL: alone */
     sp_engine *engine;
     sp_engine_config config;
 } pod;
@@ -32,8 +41,13 @@ typedef struct pod {
 sp_engine_config pod_config(void);
 /** Starts both threads and waits until the engine is ready. `allowed`: see sp_fake_rank_allow(). */
 void pod_start(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed);
+/** The same over `tp` x `pp` ranks; rank (stage, tp_rank) is link stage * tp + tp_rank. Sets what
+ * the configuration says of stages and sampler. */
+void pod_start_shape(pod *p, sp_engine_config c, int32_t n_blocks, int allowed, int tp, int pp);
+int pod_rank_count(const pod *p);
+sp_fake_rank *pod_rank(pod *p, int link);
 void pod_wait_state(pod *p, sp_engine_state want);
-/** Takes events until the engine has drained; the rank must have ended well and keep nothing. */
+/** Takes events until the engine has drained; all ranks must have ended well and keep nothing. */
 void pod_drain(pod *p);
 void pod_end(pod *p);
 

@@ -37,34 +37,71 @@ static sp_status gated_forward(void *ctx, const sp_batch *batch, const float **l
 static void *rank_main(void *arg) {
     sp_fake_rank *r = arg;
     r->ended = sp_stage_run(r->stage, &r->err);
+    if (r->ended != SP_OK && r->gone) r->gone(r, r->gone_ctx);
     sp_link_close(r->rank);
     r->rank = NULL;
     return NULL;
 }
 
-void sp_fake_rank_start(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
-                        int32_t n_eos, int64_t step_ns, int allowed) {
-    memset(r, 0, sizeof *r);
-    pthread_mutex_init(&r->lock, NULL);
-    pthread_cond_init(&r->changed, NULL);
-    r->allowed = allowed;
+static void open_links(sp_fake_rank *r, int bell) {
     sp_err err = {0};
     int fd = -1;
     CU_ASSERT_EQUAL_FATAL(sp_ring_create(&fd, RING_BYTES, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&r->head, fd, 0, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&r->rank, fd, 1, &err), SP_OK);
     close(fd);
-    sp_null_model_config nc = {.n_vocab = offer->n_vocab,
-                               .n_blocks = offer->n_blocks,
-                               .block_tokens = offer->block_tokens,
-                               .max_step_rows = offer->max_step_rows,
-                               .step_ns = step_ns};
-    CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&r->null, &nc, &err), SP_OK);
-    r->model = sp_null_model_callbacks(r->null);
-    sp_stage_model gated = {.forward = gated_forward, .ctx = r};
-    sp_stage_config sc = {.offer = *offer, .eos_ids = eos, .n_eos_ids = n_eos};
+    r->bell = bell < 0 ? -1 : dup(bell);
+    sp_link_set_bells(r->rank, -1, r->bell);
+}
+
+static int32_t gated_token(void *ctx, int32_t row) {
+    sp_fake_rank *r = ctx;
+    return r->model.token(r->model.ctx, row);
+}
+
+void sp_fake_rank_open(sp_fake_rank *r, const sp_fake_rank_config *c) {
+    memset(r, 0, sizeof *r);
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->changed, NULL);
+    r->allowed = c->allowed;
+    r->gone = c->gone;
+    r->gone_ctx = c->gone_ctx;
+    open_links(r, c->bell);
+    sp_err err = {0};
+    sp_null_model_config nc = {.n_vocab = c->offer.n_vocab,
+                               .n_blocks = c->offer.n_blocks,
+                               .block_tokens = c->offer.block_tokens,
+                               .max_step_rows = c->offer.max_step_rows,
+                               .step_ns = c->step_ns};
+    if (c->model) {
+        r->model = *c->model;
+    } else {
+        CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&r->null, &nc, &err), SP_OK);
+        r->model = sp_null_model_callbacks(r->null);
+    }
+    sp_stage_model gated = {
+        .forward = gated_forward, .token = r->model.token ? gated_token : NULL, .ctx = r};
+    sp_stage_config sc = {
+        .offer = c->offer, .eos_ids = c->eos, .n_eos_ids = c->n_eos, .role = c->role};
     CU_ASSERT_EQUAL_FATAL(sp_stage_create(&r->stage, &sc, r->rank, &gated, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_thread_start(&r->thread, "rank", rank_main, r, &err), SP_OK);
+}
+
+void sp_fake_rank_start(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
+                        int32_t n_eos, int64_t step_ns, int allowed) {
+    sp_fake_rank_config c = {.offer = *offer,
+                             .eos = eos,
+                             .n_eos = n_eos,
+                             .step_ns = step_ns,
+                             .allowed = allowed,
+                             .role = {.embeds = true, .samples = true}};
+    sp_fan *fan = NULL;
+    sp_err err = {0};
+    CU_ASSERT_EQUAL_FATAL(sp_fan_open(&fan, -1, &err), SP_OK);
+    c.bell = sp_fan_bell(fan);
+    sp_fake_rank_open(r, &c);
+    CU_ASSERT_EQUAL_FATAL(sp_fan_add(fan, r->head, &err), SP_OK);
+    r->fan = fan;
 }
 
 void sp_fake_rank_allow(sp_fake_rank *r, int steps) {
@@ -93,8 +130,9 @@ void sp_fake_rank_join(sp_fake_rank *r) {
 }
 
 void sp_fake_rank_fini(sp_fake_rank *r) {
-    sp_link_close(r->head); /* a rank that still runs sees the end of the link */
+    sp_fan_close(r->fan); /* a rank that still runs sees the end of the link */
     sp_fake_rank_join(r);
+    if (r->bell >= 0) close(r->bell);
     sp_stage_destroy(r->stage);
     sp_null_model_destroy(r->null);
     pthread_cond_destroy(&r->changed);

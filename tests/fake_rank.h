@@ -6,17 +6,21 @@
  * Thread: start and stop from one thread; the gate from any. */
 #pragma once
 
-#include "comm/link.h"
+#include "comm/fan.h"
 #include "runtime/base/thread.h"
 #include "runtime/engine/null_model.h"
 #include "runtime/engine/stage.h"
 
 typedef struct sp_fake_rank {
-    sp_link *head; /* the head's side, for an engine or a test */
+    sp_fan *fan;   /* the head's side, for an engine, when the rank is alone */
+    sp_link *head; /* the link in it */
     sp_link *rank;
+    int bell; /* our own copy: the fan may be gone before the rank is */
     sp_stage *stage;
     sp_null_model *null;
-    sp_stage_model model; /* the null model's own callbacks */
+    sp_stage_model model; /* the null model's own callbacks, or those given */
+    void (*gone)(struct sp_fake_rank *r, void *ctx); /* called by the thread when it failed */
+    void *gone_ctx;
     sp_thread thread;
     sp_status ended; /* what sp_stage_run() gave, after stop */
     sp_err err;
@@ -31,7 +35,22 @@ typedef struct sp_fake_rank {
 
 sp_wire_ready sp_fake_offer(int32_t n_vocab, int32_t n_blocks, int32_t block_tokens);
 
-/** Starts a rank; fails the test when it cannot. `eos` may be NULL. */
+/** A rank of a pod: its head's side is left to the caller, to be put into a fan, who closes it. */
+typedef struct sp_fake_rank_config {
+    sp_wire_ready offer;
+    const int32_t *eos;
+    int32_t n_eos;
+    int64_t step_ns;
+    int allowed;
+    int bell; /* sp_fan_bell() of the fan; -1: none */
+    sp_stage_role role;
+    const sp_stage_model *model; /* NULL: a null model of its own; no token() */
+    void (*gone)(sp_fake_rank *r, void *ctx);
+    void *gone_ctx;
+} sp_fake_rank_config;
+void sp_fake_rank_open(sp_fake_rank *r, const sp_fake_rank_config *c);
+
+/** Starts a rank that is alone, with a fan; fails the test when it cannot. `eos` may be NULL. */
 void sp_fake_rank_start(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
                         int32_t n_eos, int64_t step_ns, int allowed);
 void sp_fake_rank_allow(sp_fake_rank *r, int steps); /* -1: all from now on */
@@ -39,4 +58,5 @@ void sp_fake_rank_fail_at(sp_fake_rank *r, int step, sp_status failure);
 /** Waits until `n` steps have come to the gate. */
 void sp_fake_rank_wait_steps(sp_fake_rank *r, int n);
 void sp_fake_rank_join(sp_fake_rank *r); /* the engine has said BYE, or the rank has failed */
-void sp_fake_rank_fini(sp_fake_rank *r); /* after the engine is destroyed */
+void sp_fake_rank_fini(
+    sp_fake_rank *r); /* after the engine is destroyed, and the fan if not its own closed */

@@ -13,13 +13,33 @@
 
 #define ROWS_DEFAULT 256
 #define BYE_PATIENCE_NS (200 * SP_NS_PER_MS)
+/* After a link closed: how long the others have to tell more. They hear of it at once, by theirs. */
+#define LAST_WORDS_NS (250 * SP_NS_PER_MS)
+
+/* What the engine knows of one rank. */
+typedef struct rank_state {
+    sp_wire_ready offer; /* when ready */
+    uint64_t done_bytes, all_bytes;
+    bool ready, faulted, closed;
+} rank_state;
+
+/* Why a rank was lost, from what says least to what says most: a link that takes no frames is still
+ * to be read; a peer's fault is about somebody else, who may have told more or may just have gone. */
+typedef enum reason_rank {
+    REASON_SEND,
+    REASON_PEER,
+    REASON_CLOSED,
+    REASON_TOLD,
+} reason_rank;
 
 /* The stepper is made when the rank has said how many blocks it has, and is the engine thread's
  * alone. Others reach the desk (which locks), the figures (atomics), and what `lock` covers. */
 struct sp_engine {
     sp_engine_config config;
     int32_t *eos;
-    sp_link *link;
+    sp_fan *fan;
+    rank_state *ranks; /* [n_ranks], by link */
+    int32_t n_ranks, n_ready;
     sp_desk *desk;
     sp_engine_metrics metrics;
     sp_gauge loaded_bytes, all_bytes;
@@ -31,6 +51,8 @@ struct sp_engine {
 
     sp_stepper *stepper;
     sp_engine_state state; /* the thread's view; the desk has the one that others see */
+    int lost;              /* link of the last error that had one; -1: none */
+    bool lost_by_peer;     /* it was a fault of reason peer */
     bool over;
     int64_t ready_by_ns;
     char kv_dtype[17];
@@ -39,7 +61,7 @@ struct sp_engine {
 /* ---- creation ---- */
 
 static void wake_engine(void *ctx) {
-    sp_link_wake(((sp_engine *)ctx)->link);
+    sp_fan_wake(((sp_engine *)ctx)->fan);
 }
 
 static void pause_seq(void *ctx, sp_seq *q, bool paused) {
@@ -61,7 +83,8 @@ static sp_status check_config(const sp_engine_config *c, sp_err *err) {
         {"n_vocab", c->n_vocab, 1},
         {"n_eos_ids", c->n_eos_ids, 0},
         {"queue_max", c->queue_max, 1},
-        {"steps_in_flight", c->steps_in_flight, 1},
+        {"n_stages", c->n_stages, 0},
+        {"sampler", c->sampler, 0},
         {"send_timeout_ns", c->send_timeout_ns, 1},
     };
     for (size_t i = 0; i < SP_LEN(rows); i++)
@@ -71,31 +94,44 @@ static sp_status check_config(const sp_engine_config *c, sp_err *err) {
     return SP_OK;
 }
 
-sp_status sp_engine_create(sp_engine **out, const sp_engine_config *config, sp_link *link,
-                           sp_err *err) {
-    SP_ASSERT(out && config && link);
-    SP_TRY(check_config(config, err));
-    sp_engine *e = sp_alloc(sizeof *e);
-    e->config = *config;
-    e->link = link;
-    e->eos = sp_try_alloc_array((size_t)config->n_eos_ids, sizeof *e->eos);
+static sp_status take_memory(sp_engine *e, sp_err *err) {
+    const sp_engine_config *c = &e->config;
+    e->eos = sp_try_alloc_array((size_t)c->n_eos_ids, sizeof *e->eos);
+    if (!e->eos) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d eos ids", c->n_eos_ids);
+    if (c->n_eos_ids) memcpy(e->eos, c->eos_ids, (size_t)c->n_eos_ids * sizeof *e->eos);
+    e->config.eos_ids = e->eos;
+    e->ranks = sp_try_alloc_array((size_t)e->n_ranks, sizeof *e->ranks);
+    if (!e->ranks) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d ranks", e->n_ranks);
     /* Beyond the queue: those that run, and as many that ended and whose events nobody took yet. */
-    int64_t live = (int64_t)config->queue_max + 2 * (int64_t)config->max_num_seqs + 64;
-    sp_desk_config desk = {.queue_max = config->queue_max,
+    int64_t live = (int64_t)c->queue_max + 2 * (int64_t)c->max_num_seqs + 64;
+    sp_desk_config desk = {.queue_max = c->queue_max,
                            .live_max = live < INT32_MAX ? (int32_t)live : INT32_MAX,
                            .wake = wake_engine,
                            .pause = pause_seq,
                            .ctx = e};
-    sp_status st = e->eos ? sp_desk_create(&e->desk, &desk, err)
-                          : SP_FAIL(err, SP_E_NOMEM, "no memory for %d eos ids", config->n_eos_ids);
+    return sp_desk_create(&e->desk, &desk, err);
+}
+
+sp_status sp_engine_create(sp_engine **out, const sp_engine_config *config, sp_fan *fan,
+                           sp_err *err) {
+    SP_ASSERT(out && config && fan);
+    SP_TRY(check_config(config, err));
+    if (config->sampler >= sp_fan_count(fan))
+        return SP_FAIL(err, SP_E_INVALID, "'sampler' is link %d, there are %d", config->sampler,
+                       sp_fan_count(fan));
+    sp_engine *e = sp_alloc(sizeof *e);
+    e->config = *config;
+    if (e->config.n_stages == 0) e->config.n_stages = 1;
+    e->fan = fan;
+    e->n_ranks = sp_fan_count(fan);
+    e->lost = -1;
+    sp_status st = take_memory(e, err);
     if (st != SP_OK) {
+        sp_free(e->ranks);
         sp_free(e->eos);
         sp_free(e);
         return st;
     }
-    if (config->n_eos_ids)
-        memcpy(e->eos, config->eos_ids, (size_t)config->n_eos_ids * sizeof *e->eos);
-    e->config.eos_ids = e->eos;
     pthread_mutex_init(&e->lock, NULL);
     e->info = (sp_engine_info){.max_model_len = config->max_model_len,
                                .n_vocab = config->n_vocab,
@@ -114,6 +150,7 @@ void sp_engine_destroy(sp_engine *e) {
     sp_desk_destroy(e->desk);
     sp_stepper_destroy(e->stepper);
     pthread_mutex_destroy(&e->lock);
+    sp_free(e->ranks);
     sp_free(e->eos);
     sp_free(e);
 }
@@ -266,55 +303,104 @@ static void end_all(sp_engine *e, sp_engine_state state, sp_status error, const 
 
 static void say_bye(sp_engine *e) {
     sp_err err = {0};
-    if (sp_link_send(e->link, SP_FRAME_BYE, NULL, 0, sp_now_ns() + BYE_PATIENCE_NS, &err) != SP_OK)
-        sp_debug("no goodbye to the rank: %s", err.text);
+    if (sp_fan_send(e->fan, SP_FAN_ALL, SP_FRAME_BYE, NULL, 0, sp_now_ns() + BYE_PATIENCE_NS,
+                    &err) != SP_OK)
+        sp_debug("no goodbye to every rank: %s", err.text);
 }
 
-/* ---- frames from the rank ---- */
+/* ---- what the ranks offer ---- */
 
-static sp_status want_same(const char *what, int32_t offered, int32_t wanted, sp_err *err) {
-    if (offered == wanted) return SP_OK;
-    return SP_FAIL(err, SP_E_PROTOCOL, "the rank's '%s' is %d, want %d", what, offered, wanted);
-}
-
-static sp_status want_most(const char *what, int32_t offered, int32_t wanted, sp_err *err) {
+static sp_status want_most(const char *what, int32_t offered, int32_t wanted, int rank,
+                           sp_err *err) {
     if (offered >= wanted) return SP_OK;
-    return SP_FAIL(err, SP_E_PROTOCOL, "the rank's '%s' is %d, want at least %d", what, offered,
-                   wanted);
+    return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's '%s' is %d, want at least %d", rank, what,
+                   offered, wanted);
 }
 
 static int32_t min32(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
-static sp_status fit(sp_engine_config *c, const sp_wire_ready *r, sp_err *err) {
-    SP_TRY(want_same("n_vocab", r->n_vocab, c->n_vocab, err));
-    SP_TRY(want_same("block_tokens", r->block_tokens, c->block_tokens, err));
-    SP_TRY(want_same("n_groups", r->n_groups, 1, err));
-    SP_TRY(want_most("max_num_seqs", r->max_num_seqs, c->max_num_seqs, err));
-    SP_TRY(want_most("max_batched_tokens", r->max_batched_tokens, c->max_batched_tokens, err));
+/* What one rank offers against what is asked. */
+static sp_status fit_rank(const sp_engine_config *c, const sp_wire_ready *r, int rank,
+                          sp_err *err) {
+    const struct {
+        const char *name;
+        int32_t offered, wanted;
+    } same[] = {
+        {"n_vocab", r->n_vocab, c->n_vocab},
+        {"block_tokens", r->block_tokens, c->block_tokens},
+        {"n_groups", r->n_groups, 1},
+    };
+    for (size_t i = 0; i < SP_LEN(same); i++)
+        if (same[i].offered != same[i].wanted)
+            return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's '%s' is %d, want %d", rank, same[i].name,
+                           same[i].offered, same[i].wanted);
+    SP_TRY(want_most("max_num_seqs", r->max_num_seqs, c->max_num_seqs, rank, err));
+    SP_TRY(
+        want_most("max_batched_tokens", r->max_batched_tokens, c->max_batched_tokens, rank, err));
+    SP_TRY(want_most("max_step_rows", r->max_step_rows, c->max_step_rows, rank, err));
+    SP_TRY(want_most("max_step_rows", r->max_step_rows, c->max_num_seqs, rank, err));
+    return want_most("n_blocks", r->n_blocks, c->n_blocks, rank, err);
+}
+
+static const char *hex8(const uint8_t *bytes, char out[17]) {
+    for (int i = 0; i < 8; i++) snprintf(out + 2 * i, 3, "%02x", bytes[i]);
+    return out;
+}
+
+/* Ranks of one pod are alike in all but their blocks, or they would not do the same step. */
+static sp_status fit_peers(const sp_wire_ready *r, int rank, const sp_wire_ready *first,
+                           int first_rank, sp_err *err) {
+    const struct {
+        const char *name;
+        int32_t seen, wanted;
+    } same[] = {
+        {"max_model_len", r->max_model_len, first->max_model_len},
+        {"max_num_seqs", r->max_num_seqs, first->max_num_seqs},
+        {"max_batched_tokens", r->max_batched_tokens, first->max_batched_tokens},
+        {"max_step_rows", r->max_step_rows, first->max_step_rows},
+    };
+    for (size_t i = 0; i < SP_LEN(same); i++)
+        if (same[i].seen != same[i].wanted)
+            return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's '%s' is %d, want %d as rank %d", rank,
+                           same[i].name, same[i].seen, same[i].wanted, first_rank);
+    if (strncmp(r->kv_dtype, first->kv_dtype, sizeof r->kv_dtype) != 0)
+        return SP_FAIL(err, SP_E_PROTOCOL,
+                       "rank %d's 'kv_dtype' is '%.16s', want '%.16s' as rank %d", rank,
+                       r->kv_dtype, first->kv_dtype, first_rank);
+    char seen[17], wanted[17];
+    if (memcmp(r->numerics, first->numerics, sizeof r->numerics) != 0)
+        return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's 'numerics' is %s, want %s as rank %d", rank,
+                       hex8(r->numerics, seen), hex8(first->numerics, wanted), first_rank);
+    return SP_OK;
+}
+
+/* All have offered the same, but for blocks: the least of those is what a step may name. */
+static void settle_config(sp_engine *e) {
+    sp_engine_config *c = &e->config;
+    const sp_wire_ready *r = &e->ranks[0].offer;
+    int32_t n_blocks = r->n_blocks;
+    for (int32_t i = 1; i < e->n_ranks; i++) n_blocks = min32(n_blocks, e->ranks[i].offer.n_blocks);
     if (c->max_step_rows == 0) {
         c->max_step_rows = c->max_num_seqs > ROWS_DEFAULT ? c->max_num_seqs : ROWS_DEFAULT;
         c->max_step_rows = min32(c->max_step_rows, r->max_step_rows);
     }
-    SP_TRY(want_most("max_step_rows", r->max_step_rows, c->max_step_rows, err));
-    SP_TRY(want_most("max_step_rows", c->max_step_rows, c->max_num_seqs, err));
-    if (c->n_blocks == 0) c->n_blocks = r->n_blocks;
-    SP_TRY(want_most("n_blocks", r->n_blocks, c->n_blocks, err));
+    if (c->n_blocks == 0) c->n_blocks = n_blocks;
     int64_t held = (int64_t)c->n_blocks * c->block_tokens;
     int32_t len = min32(c->max_model_len, r->max_model_len);
     if (len > held) len = (int32_t)held;
     if (len < c->max_model_len)
-        sp_warn("max_model_len is %d instead of %d: %d blocks of %d tokens, the rank's most is %d",
+        sp_warn("max_model_len is %d instead of %d: %d blocks of %d tokens, the ranks' most is %d",
                 len, c->max_model_len, c->n_blocks, c->block_tokens, r->max_model_len);
     c->max_model_len = len;
-    return SP_OK;
 }
 
 static sp_status receive_one(void *ctx, sp_err *err);
 
-static sp_status make_stepper(sp_engine *e, const sp_wire_ready *r, sp_err *err) {
+static sp_status make_stepper(sp_engine *e, sp_err *err) {
     const sp_engine_config *c = &e->config;
+    const sp_wire_ready *r = &e->ranks[0].offer;
     uint8_t identity[sizeof c->fingerprint + sizeof r->numerics];
     memcpy(identity, c->fingerprint, sizeof c->fingerprint);
     memcpy(identity + sizeof c->fingerprint, r->numerics, sizeof r->numerics);
@@ -324,7 +410,8 @@ static sp_status make_stepper(sp_engine *e, const sp_wire_ready *r, sp_err *err)
                                       .block_tokens = c->block_tokens,
                                       .n_blocks = c->n_blocks,
                                       .max_model_len = c->max_model_len,
-                                      .steps_in_flight = c->steps_in_flight,
+                                      .steps_in_flight = c->n_stages + 1,
+                                      .n_stages = c->n_stages,
                                       .enable_prefix_cache = c->enable_prefix_cache,
                                       .identity = identity,
                                       .identity_bytes = sizeof identity},
@@ -333,7 +420,7 @@ static sp_status make_stepper(sp_engine *e, const sp_wire_ready *r, sp_err *err)
                             .n_vocab = c->n_vocab,
                             .send_timeout_ns = c->send_timeout_ns,
                             .step_timeout_ns = c->step_timeout_ns,
-                            .link = e->link,
+                            .fan = e->fan,
                             .desk = e->desk,
                             .metrics = &e->metrics,
                             .receive = receive_one,
@@ -342,87 +429,160 @@ static sp_status make_stepper(sp_engine *e, const sp_wire_ready *r, sp_err *err)
     return sp_stepper_create(&e->stepper, &sc, err);
 }
 
-static sp_status take_ready(sp_engine *e, const sp_frame *f, sp_err *err) {
-    sp_wire_ready r;
-    SP_TRY(sp_wire_ready_decode(f->payload, f->length, &r, err));
-    SP_TRY(fit(&e->config, &r, err));
-    SP_TRY(make_stepper(e, &r, err));
-    memcpy(e->kv_dtype, r.kv_dtype, sizeof r.kv_dtype);
+static sp_status all_ready(sp_engine *e, sp_err *err) {
+    settle_config(e);
+    SP_TRY(make_stepper(e, err));
+    memcpy(e->kv_dtype, e->ranks[0].offer.kv_dtype, sizeof e->ranks[0].offer.kv_dtype);
     pthread_mutex_lock(&e->lock);
     e->info.n_blocks = e->config.n_blocks;
     e->info.max_model_len = e->config.max_model_len;
     e->info.kv_dtype = e->kv_dtype;
     pthread_mutex_unlock(&e->lock);
     sp_stepper_account(e->stepper);
-    sp_debug("ready: %d blocks of %d tokens (%s), %d sequences, %d tokens a step, %d a sequence",
-             e->config.n_blocks, e->config.block_tokens, e->kv_dtype, e->config.max_num_seqs,
-             e->config.max_batched_tokens, e->config.max_model_len);
+    sp_debug("ready: %d ranks, %d blocks of %d tokens (%s), %d sequences, %d tokens a step, "
+             "%d a sequence",
+             e->n_ranks, e->config.n_blocks, e->config.block_tokens, e->kv_dtype,
+             e->config.max_num_seqs, e->config.max_batched_tokens, e->config.max_model_len);
     set_state(e, SP_ENGINE_READY);
     return SP_OK;
 }
 
-static sp_status take_progress(sp_engine *e, const sp_frame *f, sp_err *err) {
+static sp_status take_ready(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
+    rank_state *r = &e->ranks[from];
+    sp_wire_ready offer;
+    SP_TRY(sp_wire_ready_decode(f->payload, f->length, &offer, err));
+    SP_TRY(fit_rank(&e->config, &offer, from, err));
+    for (int i = 0; i < e->n_ranks; i++)
+        if (e->ranks[i].ready) {
+            SP_TRY(fit_peers(&offer, from, &e->ranks[i].offer, i, err));
+            break;
+        }
+    r->offer = offer;
+    r->ready = true;
+    return ++e->n_ready == e->n_ranks ? all_ready(e, err) : SP_OK;
+}
+
+static sp_status take_progress(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
     sp_wire_progress w;
     SP_TRY(sp_wire_progress_decode(f->payload, f->length, &w, err));
-    sp_gauge_set(&e->loaded_bytes, (int64_t)w.done_bytes);
-    sp_gauge_set(&e->all_bytes, (int64_t)w.all_bytes);
+    e->ranks[from].done_bytes = w.done_bytes;
+    e->ranks[from].all_bytes = w.all_bytes;
+    uint64_t done = 0, all = 0;
+    for (int32_t i = 0; i < e->n_ranks; i++) {
+        done += e->ranks[i].done_bytes;
+        all += e->ranks[i].all_bytes;
+    }
+    sp_gauge_set(&e->loaded_bytes, (int64_t)done);
+    sp_gauge_set(&e->all_bytes, (int64_t)all);
     return SP_OK;
 }
 
-static sp_status take_fault(const sp_frame *f, sp_err *err) {
+/* ---- frames from the ranks ---- */
+
+static sp_status take_fault(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
     sp_fault reason;
     char text[SP_FAULT_TEXT_MAX + 1];
     SP_TRY(sp_wire_fault_decode(f->payload, f->length, &reason, text, err));
+    e->ranks[from].faulted = true;
+    e->lost_by_peer = reason == SP_FAULT_PEER;
     return SP_FAIL(err, SP_E_PEER_LOST, "%s fault: %.180s", sp_fault_name(reason), text);
 }
 
-static sp_status take_frame(sp_engine *e, const sp_frame *f, sp_err *err) {
-    bool starting = !e->stepper;
+static sp_status take_answer(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
+    if (from != e->config.sampler)
+        return SP_FAIL(err, SP_E_PROTOCOL, "it answers a step, rank %d is who does",
+                       e->config.sampler);
+    return f->type == SP_FRAME_ROW ? sp_stepper_row(e->stepper, f->payload, f->length, err)
+                                   : sp_stepper_tokens(e->stepper, f->payload, f->length, err);
+}
+
+static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
+    bool ready = e->ranks[from].ready;
     switch (f->type) {
     case SP_FRAME_PROGRESS:
-        if (starting) return take_progress(e, f, err);
+        if (!ready) return take_progress(e, f, from, err);
         break;
     case SP_FRAME_READY:
-        if (starting) return take_ready(e, f, err);
+        if (!ready) return take_ready(e, f, from, err);
         break;
     case SP_FRAME_TOKENS:
-        if (!starting) return sp_stepper_tokens(e->stepper, f->payload, f->length, err);
-        break;
     case SP_FRAME_ROW:
-        if (!starting) return sp_stepper_row(e->stepper, f->payload, f->length, err);
+        if (e->stepper) return take_answer(e, f, from, err);
         break;
     case SP_FRAME_FAULT:
-        return take_fault(f, err);
+        return take_fault(e, f, from, err);
     case SP_FRAME_BYE:
-        return SP_FAIL(err, SP_E_PEER_LOST, "the rank left");
+        return SP_FAIL(err, SP_E_PEER_LOST, "it left");
     default:
         break;
     }
     return SP_FAIL(err, SP_E_PROTOCOL, "frame of type %d %s", (int)f->type,
-                   starting ? "before ready" : "from a rank");
+                   e->stepper ? "from a rank" : "before ready");
+}
+
+/* Receives and takes one frame; an error is told with the rank it is about. */
+static sp_status receive(sp_engine *e, int64_t until_ns, int64_t *cpu_ns, sp_err *err) {
+    sp_frame f;
+    int from = -1;
+    sp_status st = sp_fan_recv(e->fan, &f, &from, until_ns, err);
+    if (cpu_ns) *cpu_ns = sp_cpu_thread_ns(); /* a spin in there is waiting, not work */
+    if (st == SP_AGAIN) return st;
+    bool known = from >= 0 && from < e->n_ranks;
+    if (st == SP_OK && !known)
+        return SP_FAIL(err, SP_E_INTERNAL, "a frame of link %d, there are %d", from, e->n_ranks);
+    if (st == SP_OK)
+        st = take_frame(e, &f, from, err);
+    else if (known)
+        e->ranks[from].closed = true;
+    if (st == SP_OK) return SP_OK;
+    e->lost = from;
+    if (known && err && strncmp(err->text, "rank ", 5) != 0) {
+        sp_err told = *err;
+        snprintf(err->text, sizeof err->text, "rank %d: %.200s", from,
+                 told.text[0] ? told.text : sp_status_text(st));
+    }
+    if (err && err->code == SP_OK) err->code = st;
+    return st;
 }
 
 static sp_status receive_one(void *ctx, sp_err *err) {
-    sp_engine *e = ctx;
-    sp_frame f;
-    SP_TRY(sp_link_recv(e->link, &f, 0, err));
-    return take_frame(e, &f, err);
+    return receive(ctx, 0, NULL, err);
 }
 
 /* ---- one turn ---- */
 
-/* A send may find the link closed before the rank's last words were read: they say why. */
+static reason_rank rank_reason(const sp_engine *e, sp_status st) {
+    if (st == SP_E_CLOSED) return e->lost < 0 ? REASON_SEND : REASON_CLOSED;
+    return st == SP_E_PEER_LOST && e->lost_by_peer ? REASON_PEER : REASON_TOLD;
+}
+
+static bool all_gone(const sp_engine *e) {
+    for (int32_t i = 0; i < e->n_ranks; i++)
+        if (!e->ranks[i].closed) return false;
+    return true;
+}
+
+/* A send may find a link closed before the rank's last words were read, and the first link to close
+ * may not be that of the rank that knows why. What comes meanwhile is taken as ever. */
 static void hear_last_words(sp_engine *e, sp_err *err) {
-    sp_err more = {0};
-    sp_status st;
-    do st = receive_one(e, &more);
-    while (st == SP_OK);
-    if (st == SP_AGAIN) st = receive_one(e, &more); /* it was a wake */
-    if (st == SP_E_PEER_LOST) *err = more;
+    int64_t until = sp_now_ns() + LAST_WORDS_NS;
+    reason_rank have = rank_reason(e, err->code);
+    while (have < REASON_TOLD && !all_gone(e)) {
+        sp_err more = {0};
+        if (sp_now_ns() >= until) return;
+        sp_status st = receive(e, until, NULL, &more);
+        if (st != SP_E_CLOSED && st != SP_E_PEER_LOST) continue;
+        /* Who told a fault and then closes says nothing new. */
+        bool known = st == SP_E_CLOSED && e->lost >= 0 && e->ranks[e->lost].faulted;
+        reason_rank now = rank_reason(e, st);
+        if (known || now <= have) continue;
+        *err = more;
+        have = now;
+    }
 }
 
 static void fail(sp_engine *e, sp_err *err) {
-    if (err->code == SP_E_CLOSED && e->stepper) hear_last_words(e, err);
+    if (err->code == SP_E_CLOSED || err->code == SP_E_PEER_LOST) hear_last_words(e, err);
     char text[sizeof e->why];
     snprintf(text, sizeof text, "rank lost: %.140s",
              err->text[0] ? err->text : sp_status_text(err->code));
@@ -430,6 +590,13 @@ static void fail(sp_engine *e, sp_err *err) {
     memcpy(e->why, text, sizeof text);
     pthread_mutex_unlock(&e->lock);
     end_all(e, SP_ENGINE_FAILED, SP_E_PEER_LOST, text);
+}
+
+static sp_status not_ready(const sp_engine *e, sp_err *err) {
+    int32_t first = 0;
+    while (first < e->n_ranks - 1 && e->ranks[first].ready) first++;
+    return SP_FAIL(err, SP_E_PEER_LOST, "rank %d was not ready in time, %d of %d are", first,
+                   e->n_ready, e->n_ranks);
 }
 
 static int64_t sooner(int64_t a, int64_t b) {
@@ -448,8 +615,7 @@ static sp_status work(sp_engine *e, int64_t *wait_until_ns, sp_err *err) {
         return SP_OK;
     }
     if (!e->stepper) {
-        if (now >= e->ready_by_ns)
-            return SP_FAIL(err, SP_E_PEER_LOST, "the rank was not ready in time");
+        if (now >= e->ready_by_ns) return not_ready(e, err);
         *wait_until_ns = e->ready_by_ns;
     } else {
         *wait_until_ns = sp_stepper_expire(e->stepper, now);
@@ -476,15 +642,10 @@ static void *run(void *arg) {
     while (!e->over) {
         sp_err err = {0};
         int64_t until;
-        sp_frame f;
         sp_status st = work(e, &until, &err);
         int64_t now = sp_cpu_thread_ns();
         sp_counter_add(&e->metrics.engine_cpu_ns, (uint64_t)(now - cpu));
-        if (st == SP_OK && !e->over) {
-            st = sp_link_recv(e->link, &f, until, &err);
-            cpu = sp_cpu_thread_ns(); /* a spin in there is waiting, not work */
-            if (st == SP_OK) st = take_frame(e, &f, &err);
-        }
+        if (st == SP_OK && !e->over) st = receive(e, until, &cpu, &err);
         if (st != SP_OK && st != SP_AGAIN) {
             if (err.code == SP_OK) err.code = st;
             fail(e, &err);

@@ -1,14 +1,16 @@
 /* runtime/engine/engine_core.h - how an engine is made, started and ended: for launcher and tests.
  *
  * Front ends see engine.h only. The engine owns its thread and, while that runs, the head's side of
- * the link. It starts in SP_ENGINE_STARTING: it takes PROGRESS frames until the rank says READY,
- * compares what the rank offers with the configuration, and serves. Whoever makes it sends FORM
- * before sp_engine_start().
+ * the links to all ranks. It starts in SP_ENGINE_STARTING: it takes PROGRESS frames until every rank
+ * has said READY, compares what they offer with the configuration and with one another, and serves.
+ * Whoever makes it has sent FORM (and PEERS) before sp_engine_start().
+ * Every rank gets SEQ_ADD, SEQ_DROP and STEP; the one at link `sampler` answers. A link that closes,
+ * or a FAULT of any rank, is the engine's failure, which names the rank.
  *
  * Thread: create, start, stop and destroy from one thread. */
 #pragma once
 
-#include "comm/link.h"
+#include "comm/fan.h"
 #include "runtime/engine/engine.h"
 
 typedef struct sp_engine_config {
@@ -21,8 +23,9 @@ typedef struct sp_engine_config {
     int32_t n_vocab;
     const int32_t *eos_ids; /* copied */
     int32_t n_eos_ids;
-    int32_t queue_max;       /* requests that have not started */
-    int32_t steps_in_flight; /* pp + 1 */
+    int32_t queue_max; /* requests that have not started */
+    int32_t n_stages;  /* pp; steps in flight are one more. 0 counts as 1 */
+    int32_t sampler;   /* link of TP rank 0 of the last stage */
     bool enable_prefix_cache;
     uint8_t cache_key[32];    /* secret of the pod */
     uint8_t fingerprint[32];  /* of the model; the numerics id comes with READY */
@@ -36,16 +39,16 @@ typedef struct sp_engine_config {
                         .max_batched_tokens = 2048, \
                         .block_tokens = 16, \
                         .queue_max = 1024, \
-                        .steps_in_flight = 2, \
+                        .n_stages = 1, \
                         .enable_prefix_cache = true, \
                         .send_timeout_ns = (int64_t)30 * 1000 * 1000 * 1000})
 
-/** An engine over the head's side of a link, not yet started.
+/** An engine over the head's links, not yet started.
  *
- * Owner:  caller, sp_engine_destroy(); `link` is borrowed until then.
+ * Owner:  caller, sp_engine_destroy(); `fan` is borrowed until then.
  * Errors: SP_E_INVALID a value out of range, by name; SP_E_NOMEM; SP_E_IO. */
 SP_NODISCARD sp_status sp_engine_create(sp_engine **out, const sp_engine_config *config,
-                                        sp_link *link, sp_err *err);
+                                        sp_fan *fan, sp_err *err);
 
 /** Starts the thread. Errors: SP_E_NOMEM. */
 SP_NODISCARD sp_status sp_engine_start(sp_engine *e, sp_err *err);

@@ -40,7 +40,6 @@ static double seconds(int64_t from_ns, int64_t to_ns) {
 }
 
 void sp_engine_metrics_token(sp_engine_metrics *m, sp_seq *q, int64_t now_ns) {
-    sp_counter_add(&m->generation_tokens, 1);
     if (q->first_token_ns == 0) {
         q->first_token_ns = now_ns;
         sp_histogram_observe(&m->ttft_s, seconds(q->req->arrival_ns, now_ns));

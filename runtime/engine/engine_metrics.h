@@ -16,7 +16,8 @@
 /** Empty figures; token histograms go up to max_model_len. */
 void sp_engine_metrics_init(sp_engine_metrics *m, int32_t max_model_len);
 
-/** A token (one of an event) has come for `q` at `now_ns`; updates q's times. */
+/** A token (one of an event) has come for `q` at `now_ns`; updates q's times. generation_tokens is
+ * left to the caller, who adds a whole answer at once. */
 void sp_engine_metrics_token(sp_engine_metrics *m, sp_seq *q, int64_t now_ns);
 
 /** The prompt of a request was computed. */

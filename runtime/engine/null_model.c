@@ -21,12 +21,16 @@ static uint64_t mix(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-static uint64_t hash_of(int32_t token, int32_t position) {
+uint64_t sp_null_model_hash(int32_t token, int32_t position) {
     return mix((uint64_t)(uint32_t)position << 32 | (uint32_t)token);
 }
 
+uint64_t sp_null_model_state(uint64_t sum) {
+    return mix(sum);
+}
+
 /* About normal in spread, so that samplers have something to choose from: -4..4. */
-static void fill_row(uint64_t state, float *logits, int32_t n_vocab) {
+void sp_null_model_row(uint64_t state, float *logits, int32_t n_vocab) {
     for (int32_t v = 0; v < n_vocab; v++) {
         uint64_t u = mix(state ^ ((uint64_t)(uint32_t)v << 20));
         logits[v] = (float)(int32_t)(u >> 44) * (8.0f / 1048576.0f) - 4.0f;
@@ -35,8 +39,8 @@ static void fill_row(uint64_t state, float *logits, int32_t n_vocab) {
 
 void sp_null_model_logits(const int32_t *tokens, int32_t n, float *logits, int32_t n_vocab) {
     uint64_t state = 0;
-    for (int32_t p = 0; p < n; p++) state += hash_of(tokens[p], p);
-    fill_row(mix(state), logits, n_vocab);
+    for (int32_t p = 0; p < n; p++) state += sp_null_model_hash(tokens[p], p);
+    sp_null_model_row(mix(state), logits, n_vocab);
 }
 
 static uint64_t *slot_of(const sp_null_model *m, const sp_seq_rows *q, int32_t position) {
@@ -65,13 +69,14 @@ static sp_status forward(void *ctx, const sp_batch *b, const float **logits, sp_
     for (int32_t s = 0; s < b->n_seqs; s++)
         for (int32_t r = 0; r < b->seqs[s].n_rows; r++) {
             int32_t position = b->seqs[s].pos0 + r;
-            *slot_of(m, &b->seqs[s], position) = hash_of(b->ids[b->seqs[s].row0 + r], position);
+            *slot_of(m, &b->seqs[s], position) =
+                sp_null_model_hash(b->ids[b->seqs[s].row0 + r], position);
         }
     for (int32_t i = 0, s = 0; i < b->n_rows; i++) {
         while (b->rows[i] >= b->seqs[s].row0 + b->seqs[s].n_rows) s++;
         int32_t position = b->seqs[s].pos0 + b->rows[i] - b->seqs[s].row0;
-        fill_row(mix(look_back(m, &b->seqs[s], position)),
-                 m->logits + (size_t)i * (size_t)m->config.n_vocab, m->config.n_vocab);
+        sp_null_model_row(mix(look_back(m, &b->seqs[s], position)),
+                          m->logits + (size_t)i * (size_t)m->config.n_vocab, m->config.n_vocab);
     }
     *logits = m->logits;
     if (until) wait_until(until);

@@ -26,3 +26,9 @@ sp_stage_model sp_null_model_callbacks(sp_null_model *m);
 
 /** The logits [n_vocab] after tokens [n], computed from the tokens alone. */
 void sp_null_model_logits(const int32_t *tokens, int32_t n, float *logits, int32_t n_vocab);
+
+/** The parts of it, for rehearsal.h: the hash that a token leaves in its place; the state of a
+ * position from the sum of the hashes up to it; the logits [n_vocab] of a state. */
+uint64_t sp_null_model_hash(int32_t token, int32_t position);
+uint64_t sp_null_model_state(uint64_t sum);
+void sp_null_model_row(uint64_t state, float *logits, int32_t n_vocab);

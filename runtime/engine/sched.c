@@ -37,8 +37,9 @@ struct sp_sched {
     int32_t n_drops;
     sp_seq **chosen;
     int32_t n_chosen;
-    int32_t n_sitting; /* sit out this step until fenced blocks come */
-    bool squeezed;     /* this plan was short of blocks: admit nobody */
+    int32_t decodes_left; /* that this step may take, so that the next ones have some too */
+    int32_t n_sitting;    /* sit out this step until fenced blocks come */
+    bool squeezed;        /* this plan was short of blocks: admit nobody */
     int64_t credit;
     sp_seq *doomed;
     int32_t *scratch; /* [block_tokens] */
@@ -99,6 +100,7 @@ static sp_status check_config(const sp_sched_config *c, sp_err *err) {
         {"n_blocks", c->n_blocks, 1, SP_KV_BLOCKS_MAX},
         {"max_model_len", c->max_model_len, 1, 1 << 30},
         {"steps_in_flight", c->steps_in_flight, 1, SP_KV_STEPS_MAX},
+        {"n_stages", c->n_stages, 0, SP_KV_STEPS_MAX - 1},
     };
     for (size_t i = 0; i < SP_LEN(rows); i++)
         if (rows[i].value < rows[i].min || rows[i].value > rows[i].max)
@@ -136,6 +138,7 @@ sp_status sp_sched_create(sp_sched **out, const sp_sched_config *config, sp_err 
     SP_TRY(check_config(config, err));
     sp_sched *s = sp_alloc(sizeof *s);
     s->config = *config;
+    if (s->config.n_stages == 0) s->config.n_stages = 1;
     sp_status st = take_memory(s, err);
     if (st != SP_OK) {
         sp_sched_destroy(s);
@@ -451,27 +454,39 @@ static bool secure(sp_sched *s, sp_seq *q, bool may_preempt) {
     return true;
 }
 
-static bool decode_ready(const sp_seq *q) {
-    return !q->paused && q->n_planned < q->req->params.max_tokens;
+/* With a pipeline, the token of a step is known when its successor enters the first stage only if
+ * that is a whole round later; sooner, the first stage would stand still until it comes. A sequence
+ * that has one token to come may be `forced`: there is nothing better to do, and it is no more ahead
+ * than it would be on one stage. */
+static bool decode_ready(const sp_sched *s, const sp_seq *q, uint64_t number, bool forced) {
+    int32_t to_come = q->n_planned - q->n_output;
+    if (q->paused || q->chosen_step == number || q->n_planned >= q->req->params.max_tokens)
+        return false;
+    return to_come == 0 || number - q->last_step >= (uint64_t)s->config.n_stages ||
+           (forced && to_come < 2);
 }
 
 /* Chosen first and put into the step afterwards, since a later one's need of a block may preempt an
- * earlier one. Turning the list as it is walked lets everybody have a turn when not all fit. */
-static void plan_decodes(sp_sched *s, sp_step *st, int32_t limit, bool may_preempt) {
+ * earlier one. Who is chosen goes to the end of the list: everybody has a turn, and those who found
+ * no block or no token stay in front. */
+static void plan_decodes(sp_sched *s, sp_step *st, int32_t limit, bool may_preempt, bool forced) {
+    int32_t n = 0;
+    limit = min32(min32(limit, rows_left(s, st)), s->decodes_left);
     s->n_chosen = 0;
-    limit = min32(limit, rows_left(s, st));
-    for (int32_t left = s->decoding.n; left > 0 && s->n_chosen < limit; left--) {
-        sp_seq *q = s->decoding.head;
-        if (!q) break;
+    if (limit < 1) return;
+    for (sp_seq *q = s->decoding.head; q; q = q->next)
+        if (decode_ready(s, q, st->wire.number, forced)) s->chosen[n++] = q;
+    for (int32_t i = 0; i < n && s->n_chosen < limit; i++) {
+        sp_seq *q = s->chosen[i];
+        if (q->state != SP_SEQ_DECODE || !secure(s, q, may_preempt)) continue;
         list_remove(&s->decoding, q);
         list_insert(&s->decoding, s->decoding.tail, q);
-        if (q->chosen_step == st->wire.number || !decode_ready(q)) continue;
-        if (!secure(s, q, may_preempt)) continue;
         q->chosen_step = st->wire.number;
         s->chosen[s->n_chosen++] = q;
     }
     for (int32_t i = 0; i < s->n_chosen; i++)
-        if (s->chosen[i]->state == SP_SEQ_DECODE) (void)put_piece(s, st, s->chosen[i]);
+        if (s->chosen[i]->state == SP_SEQ_DECODE && put_piece(s, st, s->chosen[i]))
+            s->decodes_left--;
 }
 
 static void put_prompt_piece(sp_sched *s, sp_step *st, sp_seq *q) {
@@ -581,15 +596,18 @@ bool sp_sched_plan(sp_sched *s, uint64_t number, int64_t now_ns, sp_step *st) {
     step_begin(st, number);
     s->squeezed = false;
     s->n_sitting = 0;
-    int32_t reserve = prompt_reserve(s);
-    plan_decodes(s, st, s->config.max_batched_tokens - reserve, true);
+    int32_t reserve = prompt_reserve(s), stages = s->config.n_stages;
+    s->decodes_left = (s->decoding.n + stages - 1) / stages;
+    plan_decodes(s, st, s->config.max_batched_tokens - reserve, true, false);
     plan_prompts(s, st);
     if (!s->squeezed) admit(s, st, now_ns);
     s->credit -= (int64_t)PREFILL_SHARE * st->n_prompt_tokens;
     /* Kept back and not wanted: it does not pile up against the decodes. */
     if (s->credit < 0 || (reserve > 0 && st->n_prompt_tokens == 0)) s->credit = 0;
     /* Decodes take what is left; nobody who is in the step already may lose blocks to them. */
-    if (tokens_left(s, st) > 0) plan_decodes(s, st, tokens_left(s, st), st->wire.n_entries == 0);
+    plan_decodes(s, st, tokens_left(s, st), st->wire.n_entries == 0, false);
+    if (st->wire.n_entries == 0 && stages > 1)
+        plan_decodes(s, st, s->config.max_batched_tokens, false, true);
     for (int32_t i = 0; i < st->wire.n_entries; i++) {
         sp_seq *q = s->slots[st->entries[i].slot].seq;
         index_blocks(s, q);
@@ -624,8 +642,12 @@ const sp_sched_config *sp_sched_get_config(const sp_sched *s) {
 
 static bool list_check(const sp_sched *s, const seq_list *l, sp_seq_state state) {
     int32_t n = 0;
+    /* How many tokens of a sequence may be on their way: with a pipeline never more than two. */
+    int32_t ahead = s->config.steps_in_flight;
+    if (s->config.n_stages > 1 && ahead <= s->config.n_stages + 1) ahead = min32(ahead, 2);
     const sp_seq *prev = NULL;
     for (const sp_seq *q = l->head; q; prev = q, q = q->next, n++) {
+        if (q->n_planned - q->n_output > ahead) return false;
         if (q->prev != prev || q->state != state || n > s->config.max_num_seqs) return false;
         if (!sp_seq_check(q, s->config.block_tokens)) return false;
         if (!sp_kv_blocks_check(&q->blocks, s->pool)) return false;

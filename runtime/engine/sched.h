@@ -18,6 +18,13 @@
  *
  * Steps are planned ahead: positions are known before tokens are, the rank feeds its own draw back.
  *
+ * Pipeline (n_stages > 1): steps follow each other through the stages, so a step must not need a
+ * token that the step before it is still drawing. Each takes its share of the decodes (one part in
+ * n_stages, those first that were stepped longest ago), and a sequence whose token is not known yet
+ * comes again n_stages steps later, not sooner. Only a step that would be empty takes one sooner,
+ * and then at most one step ahead of its token, as on one stage. Prompt pieces need no token: those
+ * of one sequence follow each other step by step.
+ *
  * Thread: engine. */
 #pragma once
 
@@ -31,6 +38,7 @@ typedef struct sp_sched_config {
     int32_t block_tokens, n_blocks;
     int32_t max_model_len; /* n_blocks must hold so many */
     int32_t steps_in_flight;
+    int32_t n_stages; /* of the pipeline; 0 counts as 1. Steps in flight should be one more */
     bool enable_prefix_cache;
     uint8_t cache_key[SP_KV_HASH_BYTES];
     const void *identity; /* borrowed during create */

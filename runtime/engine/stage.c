@@ -19,7 +19,8 @@ typedef struct rank_seq {
     sp_gen_params params;
     uint32_t have[SP_PART_COUNT]; /* items of each part so far */
     bool complete;                /* every part is there */
-    int32_t n_known;              /* tokens */
+    int32_t n_known;              /* tokens that are known here, or will be */
+    int32_t n_here;               /* of those, the first that are known here */
     int32_t n_done;               /* positions whose keys and values are there; -1: no step yet */
     int32_t n_blocks, cap_blocks;
     int32_t *tokens; /* [tokens_max] */
@@ -27,10 +28,31 @@ typedef struct rank_seq {
     void *parts[SP_PART_COUNT];
 } rank_seq;
 
+/* A token that is drawn elsewhere and has not come. */
+typedef struct awaited {
+    uint32_t slot, generation;
+    int32_t position;
+} awaited;
+
+/* Steps whose tokens have not come, oldest first: a ring, as is its list of tokens. */
+typedef struct feed {
+    struct {
+        uint64_t number;
+        int32_t n;
+    } steps[SP_STAGE_STEPS_MAX];
+    uint64_t first, next;          /* steps, counted */
+    awaited *tokens;               /* [cap] */
+    size_t cap, token, token_next; /* counted */
+    int32_t *message;              /* [max_num_seqs] */
+} feed;
+
 struct sp_stage {
     sp_wire_ready offer;
     sp_link *link;
     sp_stage_model model;
+    sp_stage_role role;
+    feed feed;
+    float *flat; /* [n_vocab] zeros, when the model gives tokens and no logits */
     sp_sampler *sampler;
     int32_t *eos;
     int32_t n_eos;
@@ -41,6 +63,8 @@ struct sp_stage {
     sp_seq_rows *seqs; /* [max_num_seqs] */
     int32_t *rows;     /* [max_step_rows] */
     rank_seq **at;     /* [max_num_seqs] */
+    int32_t *drawn;    /* [max_num_seqs] tokens for the feedback */
+    int32_t n_drawn;
     sp_wire_tokens_head head;
     unsigned char *out; /* records of the TOKENS frame that is being filled */
     uint32_t n_out;
@@ -70,6 +94,39 @@ static sp_status check_offer(const sp_wire_ready *o, sp_err *err) {
     return SP_OK;
 }
 
+static sp_status check_role(sp_stage_role *r, sp_err *err) {
+    if (r->steps_in_flight == 0) r->steps_in_flight = SP_STAGE_STEPS_MAX;
+    if (r->steps_in_flight < 1 || r->steps_in_flight > SP_STAGE_STEPS_MAX)
+        return SP_FAIL(err, SP_E_INVALID, "'steps_in_flight' is %d, want 1..%d", r->steps_in_flight,
+                       SP_STAGE_STEPS_MAX);
+    if (r->embeds && !r->samples && (!r->feedback || r->feedback->me == 0))
+        return SP_FAIL(err, SP_E_INVALID,
+                       "a rank that embeds and does not sample is fed by nobody");
+    if (r->samples && r->feedback && r->feedback->me != 0)
+        return SP_FAIL(err, SP_E_INVALID, "the sampler is member %d of the feedback, want 0",
+                       r->feedback->me);
+    return SP_OK;
+}
+
+static sp_status take_feed_memory(sp_stage *s, sp_err *err) {
+    size_t n = (size_t)s->offer.max_num_seqs;
+    if (s->role.samples) {
+        s->drawn = sp_try_alloc_array(n, sizeof *s->drawn);
+        if (!s->drawn) return SP_FAIL(err, SP_E_NOMEM, "no memory for %zu tokens", n);
+    } else if (s->role.embeds) {
+        s->feed.cap = n * (size_t)s->role.steps_in_flight;
+        s->feed.tokens = sp_try_alloc_array(s->feed.cap, sizeof *s->feed.tokens);
+        s->feed.message = sp_try_alloc_array(n, sizeof *s->feed.message);
+        if (!s->feed.tokens || !s->feed.message)
+            return SP_FAIL(err, SP_E_NOMEM, "no memory to await %zu tokens", s->feed.cap);
+    }
+    if (!s->model.token || !s->role.samples) return SP_OK;
+    s->flat = sp_try_alloc_array((size_t)s->offer.n_vocab, sizeof *s->flat);
+    if (!s->flat)
+        return SP_FAIL(err, SP_E_NOMEM, "no memory for a row of %d logits", s->offer.n_vocab);
+    return SP_OK;
+}
+
 static sp_status take_memory(sp_stage *s, const sp_stage_config *c, sp_err *err) {
     const sp_wire_ready *o = &s->offer;
     size_t n = (size_t)o->max_num_seqs;
@@ -86,14 +143,17 @@ static sp_status take_memory(sp_stage *s, const sp_stage_config *c, sp_err *err)
     s->n_eos = c->n_eos_ids;
     s->sampler = sp_sampler_create(o->n_vocab);
     if (!s->sampler) return SP_FAIL(err, SP_E_NOMEM, "no memory for a sampler");
-    return SP_OK;
+    return take_feed_memory(s, err);
 }
 
 sp_status sp_stage_create(sp_stage **out, const sp_stage_config *config, sp_link *link,
                           const sp_stage_model *model, sp_err *err) {
     SP_ASSERT(out && config && link && model && model->forward);
+    sp_stage_role role = config->role;
     SP_TRY(check_offer(&config->offer, err));
+    SP_TRY(check_role(&role, err));
     sp_stage *s = sp_alloc(sizeof *s);
+    s->role = role;
     s->offer = config->offer;
     s->link = link;
     s->model = *model;
@@ -118,6 +178,10 @@ void sp_stage_destroy(sp_stage *s) {
     if (!s) return;
     for (int32_t i = 0; s->slots && i < s->offer.max_num_seqs; i++) free_seq(s->slots[i]);
     sp_sampler_destroy(s->sampler);
+    sp_free(s->flat);
+    sp_free(s->feed.message);
+    sp_free(s->feed.tokens);
+    sp_free(s->drawn);
     sp_free(s->out);
     sp_free(s->eos);
     sp_free(s->rows);
@@ -270,7 +334,7 @@ static sp_status take_add(sp_stage *s, const sp_frame *f, sp_err *err) {
     for (int i = 0; i < SP_PART_COUNT; i++)
         if (q->have[i] != part_total(q, (sp_wire_part)i)) return SP_OK;
     SP_TRY(check_bad_words(s, q, err));
-    q->n_known = q->wire.n_prompt + q->wire.n_output;
+    q->n_known = q->n_here = q->wire.n_prompt + q->wire.n_output;
     q->complete = true;
     return SP_OK;
 }
@@ -286,6 +350,88 @@ static sp_status take_drop(sp_stage *s, const sp_frame *f, sp_err *err) {
         free_seq(q);
     }
     return SP_OK;
+}
+
+/* ---- tokens that another rank draws ---- */
+
+static sp_status group_poll(sp_group *g, sp_err *err) {
+    sp_status st = g->ops->poll(g, SP_NEVER, err);
+    if (st != SP_E_CANCELED) return st;
+    return SP_FAIL(err, SP_E_PEER_LOST, "the group was given up");
+}
+
+/* Waits for the oldest message that has not come. Those it was for may be gone by now. */
+static sp_status feed_take(sp_stage *s, sp_err *err) {
+    feed *f = &s->feed;
+    sp_group *g = s->role.feedback;
+    int32_t n = f->steps[f->first % SP_STAGE_STEPS_MAX].n;
+    g->ops->recv(g, 0, f->message, (size_t)n * sizeof *f->message);
+    SP_TRY(group_poll(g, err));
+    f->first++;
+    for (int32_t i = 0; i < n; i++) {
+        const awaited *a = &f->tokens[f->token++ % f->cap];
+        int32_t token = f->message[i];
+        if (token < 0 || token >= s->offer.n_vocab)
+            return SP_FAIL(err, SP_E_PROTOCOL, "the sampler sent token %d, the vocabulary has %d",
+                           token, s->offer.n_vocab);
+        rank_seq *q = s->slots[a->slot];
+        if (!q || q->generation != a->generation) continue;
+        q->tokens[a->position] = token;
+        q->n_here = a->position + 1;
+    }
+    return SP_OK;
+}
+
+/* Takes what is there, and what must be: when the head sends step `number`, the one that many steps
+ * before it as may be in flight was answered, and its tokens sent before that. */
+static sp_status feed_drain(sp_stage *s, uint64_t number, sp_err *err) {
+    feed *f = &s->feed;
+    sp_group *g = s->role.feedback;
+    while (f->first < f->next) {
+        uint64_t oldest = f->steps[f->first % SP_STAGE_STEPS_MAX].number;
+        if (oldest + (uint64_t)s->role.steps_in_flight > number && !g->ops->can_recv(g, 0)) break;
+        SP_TRY(feed_take(s, err));
+    }
+    return SP_OK;
+}
+
+/* The first `end` tokens of a sequence are needed now. */
+static sp_status feed_until(sp_stage *s, const rank_seq *q, int32_t end, sp_err *err) {
+    while (q->n_here < end) {
+        if (s->feed.first == s->feed.next)
+            return SP_FAIL(err, SP_E_INTERNAL, "a token of position %d is awaited from nobody",
+                           q->n_here);
+        SP_TRY(feed_take(s, err));
+    }
+    return SP_OK;
+}
+
+/* Counts the tokens that this step draws elsewhere. */
+static void expect_tokens(sp_stage *s, const sp_wire_step *w) {
+    feed *f = &s->feed;
+    int32_t n = 0;
+    for (int32_t i = 0; i < w->n_entries; i++) {
+        const sp_wire_entry *e = &w->entries[i];
+        if (!(e->flags & SP_ENTRY_SAMPLE)) continue;
+        int32_t position = s->at[i]->n_known++;
+        n++;
+        if (s->role.embeds)
+            f->tokens[f->token_next++ % f->cap] = (awaited){e->slot, e->generation, position};
+        else
+            s->at[i]->n_here++; /* nobody here looks at it */
+    }
+    if (n == 0 || !s->role.embeds) return;
+    f->steps[f->next % SP_STAGE_STEPS_MAX].number = w->number;
+    f->steps[f->next++ % SP_STAGE_STEPS_MAX].n = n;
+}
+
+/* The first stage can begin the next step with these, so they go before the answer. */
+static sp_status feed_others(sp_stage *s, sp_err *err) {
+    sp_group *g = s->role.feedback;
+    if (!g || s->n_drawn == 0) return SP_OK;
+    for (int to = 1; to < g->n; to++)
+        g->ops->send(g, to, s->drawn, (size_t)s->n_drawn * sizeof *s->drawn);
+    return group_poll(g, err);
 }
 
 /* ---- a step is laid out ---- */
@@ -356,6 +502,7 @@ static sp_status lay_out_entry(sp_stage *s, sp_batch *b, const sp_wire_entry *e,
     s->at[i] = q;
     s->seqs[i] =
         (sp_seq_rows){.row0 = b->n_tokens, .n_rows = e->n, .pos0 = e->start, .blocks = q->blocks};
+    if (s->role.embeds) SP_TRY(feed_until(s, q, e->start + e->n, err));
     memcpy(s->tokens + b->n_tokens, q->tokens + e->start, (size_t)e->n * sizeof *s->tokens);
     b->n_tokens += e->n;
     b->n_seqs++;
@@ -371,6 +518,7 @@ static sp_status lay_out(sp_stage *s, const sp_wire_step *w, sp_batch *b, sp_err
         return SP_FAIL(err, SP_E_PROTOCOL, "a step of %d sequences, %d at most", w->n_entries,
                        s->offer.max_num_seqs);
     const int32_t *blocks = w->blocks;
+    if (s->role.embeds && !s->role.samples) SP_TRY(feed_drain(s, w->number, err));
     for (int32_t i = 0; i < w->n_deltas; i++) {
         const sp_wire_delta *d = &w->deltas[i];
         const sp_wire_entry *e = &w->entries[d->entry];
@@ -444,9 +592,16 @@ static sp_status tell_row(sp_stage *s, const sp_wire_entry *e, int32_t position,
     return SP_OK;
 }
 
-static sp_status draw(sp_stage *s, const sp_wire_entry *e, rank_seq *q, const float *logits,
-                      sp_err *err) {
-    sp_sample got = {0};
+static sp_status draw(sp_stage *s, const rank_seq *q, const float *logits, int32_t row,
+                      sp_sample *got) {
+    if (s->model.token) {
+        got->id = s->model.token(s->model.ctx, row);
+        if (got->id < 0 || got->id >= s->offer.n_vocab) return SP_E_INTERNAL;
+        if (q->params.n_logprobs >= 0)
+            sp_sampler_logprobs(s->sampler, logits, s->offer.n_vocab, got->id, q->params.n_logprobs,
+                                got);
+        return SP_OK;
+    }
     sp_sample_input in = {.logits = logits,
                           .n_vocab = s->offer.n_vocab,
                           .params = &q->params,
@@ -458,7 +613,13 @@ static sp_status draw(sp_stage *s, const sp_wire_entry *e, rank_seq *q, const fl
                           .n_eos_ids = s->n_eos,
                           .choice = q->wire.choice,
                           .position = q->n_known};
-    sp_status st = sp_sampler_draw(s->sampler, &in, &got);
+    return sp_sampler_draw(s->sampler, &in, got);
+}
+
+static sp_status tell_sample(sp_stage *s, const sp_wire_entry *e, rank_seq *q, const float *logits,
+                             int32_t row, sp_err *err) {
+    sp_sample got = {0};
+    sp_status st = draw(s, q, logits, row, &got);
     bool told = q->params.n_logprobs >= 0;
     sp_wire_record rec = {.slot = e->slot,
                           .generation = e->generation,
@@ -474,25 +635,44 @@ static sp_status draw(sp_stage *s, const sp_wire_entry *e, rank_seq *q, const fl
     }
     /* A failed draw leaves a token too: a step that is on its way may count on one, and what comes
      * of it is dropped by the head. */
-    q->tokens[q->n_known++] = st == SP_OK ? got.id : 0;
+    s->drawn[s->n_drawn++] = q->tokens[q->n_known] = st == SP_OK ? got.id : 0;
+    q->n_here = ++q->n_known;
     return put_record(s, &rec, got.top, err);
 }
 
+/* Row `row` of the step's logits, of those that there are. */
+static const float *row_of(const sp_stage *s, const float *logits, int32_t row) {
+    return logits ? logits + (size_t)row * (size_t)s->offer.n_vocab : s->flat;
+}
+
 /* Walks the rows of an entry in the order in which lay_out_entry() asked for them. */
-static sp_status answer_entry(sp_stage *s, const sp_wire_entry *e, rank_seq *q,
-                              const float **logits, sp_err *err) {
+static sp_status answer_entry(sp_stage *s, const sp_wire_entry *e, rank_seq *q, const float *logits,
+                              int32_t *row, sp_err *err) {
     wanted w = wanted_of(q, e);
-    const float *row = *logits;
-    size_t stride = (size_t)s->offer.n_vocab;
-    for (int32_t r = 0; r < w.n; r++, row += stride) {
+    for (int32_t r = 0; r < w.n; r++, (*row)++) {
         int32_t position = e->start + r;
-        if (e->flags & SP_ENTRY_ROWS) SP_TRY(tell_row(s, e, position, row, err));
+        const float *at = row_of(s, logits, *row);
+        if (e->flags & SP_ENTRY_ROWS) SP_TRY(tell_row(s, e, position, at, err));
         if (e->flags & SP_ENTRY_PROMPT_LOGPROBS && position + 1 < q->wire.n_prompt)
-            SP_TRY(tell_prompt(s, e, q, position + 1, row, err));
+            SP_TRY(tell_prompt(s, e, q, position + 1, at, err));
     }
-    if (w.last) row += stride;
-    *logits = row;
-    return e->flags & SP_ENTRY_SAMPLE ? draw(s, e, q, row - stride, err) : SP_OK;
+    if (w.last) (*row)++;
+    if (!(e->flags & SP_ENTRY_SAMPLE)) return SP_OK;
+    return tell_sample(s, e, q, row_of(s, logits, *row - 1), *row - 1, err);
+}
+
+static sp_status answer(sp_stage *s, const sp_wire_step *w, int32_t n_rows, const float *logits,
+                        sp_err *err) {
+    int32_t row = 0;
+    if (!logits && n_rows > 0 && !s->flat)
+        return SP_FAIL(err, SP_E_INTERNAL, "the model gave no logits for %d rows", n_rows);
+    s->head = (sp_wire_tokens_head){.number = w->number};
+    s->n_out = 0;
+    s->n_drawn = 0;
+    for (int32_t i = 0; i < w->n_entries; i++)
+        SP_TRY(answer_entry(s, &w->entries[i], s->at[i], logits, &row, err));
+    SP_TRY(feed_others(s, err));
+    return send_tokens(s, false, err);
 }
 
 static sp_status take_step(sp_stage *s, const sp_frame *f, sp_err *err) {
@@ -503,11 +683,9 @@ static sp_status take_step(sp_stage *s, const sp_frame *f, sp_err *err) {
     SP_TRY(lay_out(s, &w, &b, err));
     s->step = w.number;
     SP_TRY(s->model.forward(s->model.ctx, &b, &logits, err));
-    s->head = (sp_wire_tokens_head){.number = w.number};
-    s->n_out = 0;
-    for (int32_t i = 0; i < w.n_entries; i++)
-        SP_TRY(answer_entry(s, &w.entries[i], s->at[i], &logits, err));
-    return send_tokens(s, false, err);
+    if (s->role.samples) return answer(s, &w, b.n_rows, logits, err);
+    expect_tokens(s, &w);
+    return SP_OK;
 }
 
 /* ---- the loop ---- */
@@ -533,6 +711,9 @@ static sp_fault fault_of(sp_status st) {
         return SP_FAULT_DEVICE;
     case SP_E_NOMEM:
         return SP_FAULT_MEMORY;
+    case SP_E_PEER_LOST:
+    case SP_E_CANCELED:
+        return SP_FAULT_PEER;
     default:
         return SP_FAULT_INTERNAL;
     }
@@ -575,10 +756,14 @@ int32_t sp_stage_seq_count(const sp_stage *s) {
 }
 
 bool sp_stage_check(const sp_stage *s) {
+    const feed *f = &s->feed;
+    if (f->next - f->first > SP_STAGE_STEPS_MAX || f->token_next - f->token > f->cap) return false;
     for (int32_t i = 0; i < s->offer.max_num_seqs; i++) {
         const rank_seq *q = s->slots[i];
         if (!q) continue;
         if (q->n_known > q->wire.tokens_max || q->n_done > q->n_known) return false;
+        if (q->complete && (q->n_here > q->n_known || (s->role.samples && q->n_here < q->n_known)))
+            return false;
         if (q->n_blocks < 0 || q->n_blocks > q->cap_blocks) return false;
         if ((int64_t)q->n_blocks * s->offer.block_tokens < q->n_done) return false;
     }

@@ -23,6 +23,7 @@ struct sp_stepper {
     int32_t n_live;
     int64_t next_deadline_ns;
     bool received;
+    uint64_t n_fresh;    /* tokens of the answer at hand */
     sp_sched_stats told; /* what the counters have of the scheduler's */
 };
 
@@ -203,16 +204,22 @@ static sp_status send_frame(sp_stepper *p, sp_frame_type type, const sp_piece *p
                             sp_err *err) {
     int64_t now = sp_now_ns(), until = now + p->config.send_timeout_ns;
     for (;;) {
-        sp_status st = sp_link_send(p->config.link, type, pieces, n, now + SEND_PATIENCE_NS, err);
-        if (st != SP_E_TIMEOUT) return st;
-        /* The rank may be waiting for us to take what it sends: take it, then try again. */
+        sp_err full = {0};
+        sp_status st =
+            sp_fan_send(p->config.fan, SP_FAN_ALL, type, pieces, n, now + SEND_PATIENCE_NS, &full);
+        if (st != SP_E_TIMEOUT) {
+            if (st != SP_OK && err) *err = full;
+            return st;
+        }
+        /* A rank may be waiting for us to take what it sends: take it, then try again with the same
+         * frame, which goes to those that have not got it. Nothing else is sent in between. */
         st = p->config.receive(p->config.ctx, err);
         p->received = true;
         if (st != SP_OK && st != SP_AGAIN) return st;
         now = sp_now_ns();
         if (now >= until)
-            return SP_FAIL(err, SP_E_PEER_LOST, "the rank took no frame for %lld ms",
-                           (long long)(p->config.send_timeout_ns / SP_NS_PER_MS));
+            return SP_FAIL(err, SP_E_PEER_LOST, "a rank took no frame for %lld ms: %.120s",
+                           (long long)(p->config.send_timeout_ns / SP_NS_PER_MS), full.text);
     }
 }
 
@@ -361,6 +368,7 @@ static sp_status take_sample(sp_stepper *p, sp_seq *q, const sp_wire_record *rec
     ev->tokens[ev->n_tokens++] = rec->token;
     if (rec->kind == SP_RECORD_SAMPLED_LOGPROBS && q->req->params.n_logprobs >= 0)
         ev->logprobs[0] = copy_logprobs(rec);
+    p->n_fresh++;
     sp_engine_metrics_token(p->config.metrics, q, now_ns);
     sp_sched_grown(p->sched, q);
     if (q->choice == 0 && q->n_output == 1 && !hand_over_prompt_logprobs(ev, q->req)) {
@@ -448,9 +456,13 @@ sp_status sp_stepper_tokens(sp_stepper *p, const void *payload, uint32_t length,
                        (unsigned long long)t.number, (unsigned long long)p->retired,
                        (unsigned long long)p->sent);
     int64_t now_ns = sp_now_ns();
-    for (const sp_wire_record *rec; (rec = sp_wire_tokens_next(&t));)
-        SP_TRY(take_record(p, rec, now_ns, err));
-    return t.more ? SP_OK : retire(p, err);
+    sp_status st = SP_OK;
+    p->n_fresh = 0;
+    for (const sp_wire_record *rec; st == SP_OK && (rec = sp_wire_tokens_next(&t));)
+        st = take_record(p, rec, now_ns, err);
+    /* Once an answer: readers of the figures share the line. */
+    if (p->n_fresh) sp_counter_add(&p->config.metrics->generation_tokens, p->n_fresh);
+    return st != SP_OK || t.more ? st : retire(p, err);
 }
 
 static void give_row(sp_stepper *p, sp_seq *q, int32_t position) {

@@ -1,8 +1,8 @@
-/* runtime/engine/stepper.h - steps out, tokens in: between the scheduler, the link and the desk.
+/* runtime/engine/stepper.h - steps out, tokens in: between the scheduler, the links and the desk.
  *
  * Out: whenever fewer than `steps_in_flight` steps are on their way, the scheduler is asked for one
  * more; SEQ_DROP, SEQ_ADD and STEP frames are sent in that order, which is the order in which the
- * rank does them. In: the rank answers steps in order; a token is taken when it is the next of a
+ * ranks do them; every rank gets every frame. In: the sampler answers steps in order; a token is taken when it is the next of a
  * sequence that still has that slot and generation, is dropped without a word when it is late (the
  * sequence has ended or was preempted meanwhile), and is an error when it cannot be.
  *
@@ -11,6 +11,7 @@
  * Thread: engine. */
 #pragma once
 
+#include "comm/fan.h"
 #include "runtime/engine/desk.h"
 #include "runtime/engine/sched.h"
 
@@ -21,7 +22,7 @@ typedef struct sp_stepper_config {
     const int32_t *eos_ids; /* copied */
     int32_t n_eos_ids, n_vocab;
     int64_t send_timeout_ns, step_timeout_ns; /* the second: 0 none */
-    sp_link *link;                            /* borrowed, as are the next two */
+    sp_fan *fan;                              /* borrowed, as are the next two */
     sp_desk *desk;
     sp_engine_metrics *metrics;
     sp_status (*receive)(void *ctx,

@@ -15,7 +15,7 @@ _Static_assert(sizeof(sp_logit_bias) == 8, "wire layout");
 static const char *const fault_names[SP_FAULT_COUNT] = {
     [SP_FAULT_PROTOCOL] = "protocol", [SP_FAULT_DEVICE] = "device",
     [SP_FAULT_MEMORY] = "memory",     [SP_FAULT_MODEL] = "model",
-    [SP_FAULT_INTERNAL] = "internal",
+    [SP_FAULT_INTERNAL] = "internal", [SP_FAULT_PEER] = "peer",
 };
 
 uint32_t sp_wire_part_item(sp_wire_part part) {

@@ -175,6 +175,7 @@ typedef enum sp_fault {
     SP_FAULT_MEMORY,
     SP_FAULT_MODEL, /* refused while loading */
     SP_FAULT_INTERNAL,
+    SP_FAULT_PEER, /* a neighbour of the rank is gone: it knows no more than that */
     SP_FAULT_COUNT
 } sp_fault;
 #define SP_FAULT_TEXT_MAX 240

@@ -194,9 +194,10 @@ static void a_wide_row_of_logits_comes_in_pieces(void) {
     sp_wire_ready offer = sp_fake_offer(WIDE, 16, c.block_tokens);
     offer.max_step_rows = 4;
     p.config = c;
+    p.shape = NULL;
     sp_fake_rank_start(&p.rank, &offer, NULL, 0, 0, -1);
     sp_err err = {0};
-    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p.engine, &c, p.rank.head, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p.engine, &c, p.rank.fan, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_engine_start(p.engine, &err), SP_OK);
     pod_wait_state(&p, SP_ENGINE_READY);
     static ask a;
@@ -518,8 +519,9 @@ static void a_rank_that_offers_something_else_is_refused(void) {
     sp_err err = {0};
     sp_engine_config c = pod_config();
     sp_wire_ready offer = sp_fake_offer(VOCAB + 1, 64, c.block_tokens);
+    p.shape = NULL;
     sp_fake_rank_start(&p.rank, &offer, NULL, 0, 0, -1);
-    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p.engine, &c, p.rank.head, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p.engine, &c, p.rank.fan, &err), SP_OK);
     static ask a;
     ask_init(&a, 3, 1);
     CU_ASSERT_EQUAL(ask_submit(&p, &a, SP_NEVER, &err), SP_E_UNAVAILABLE);

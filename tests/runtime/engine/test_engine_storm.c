@@ -75,7 +75,7 @@ static void storm_op(storm *s) {
     }
 }
 
-static void run_storm(int seed, int ops) {
+static void run_storm(int seed, int ops, int tp, int pp) {
     static const int32_t budgets[] = {1, 7, 64}, sizes[] = {8, 16, 32};
     static storm s;
     memset(&s, 0, sizeof s);
@@ -85,14 +85,16 @@ static void run_storm(int seed, int ops) {
     c.block_tokens = sizes[seed / 3 % 3];
     c.max_num_seqs = 1 + rnd(8);
     c.max_step_rows = c.max_num_seqs + rnd(20);
-    c.steps_in_flight = 1 + rnd(3);
+    c.n_stages = 1 + rnd(4); /* alone: planned as for a pipeline, for a rank that is none */
     c.queue_max = 16;
     c.enable_prefix_cache = rnd(4) != 0;
     int32_t blocks_a_seq = sp_kv_blocks_for(64, c.block_tokens);
     int32_t n_blocks = blocks_a_seq + rnd(2 * blocks_a_seq); /* tiny: preemption is common */
     c.max_model_len = blocks_a_seq * c.block_tokens - rnd(8);
-    pod_start(&s.p, &c, n_blocks, -1);
-    s.p.config = c;
+    if (tp * pp > 1)
+        pod_start_shape(&s.p, c, n_blocks, -1, tp, pp);
+    else
+        pod_start(&s.p, &c, n_blocks, -1);
     for (int i = 0; i < ops; i++) storm_op(&s);
     pod_finish(&s.p, s.a, ASKS);
     for (int i = 0; i < ASKS; i++)
@@ -107,8 +109,9 @@ static void run_storm(int seed, int ops) {
     CU_ASSERT(finished >= (uint64_t)s.submitted);
     CU_ASSERT_EQUAL(COUNTER(&s.p, finished[SP_FINISH_ERROR]), 0);
     if (getenv("SP_TEST_VERBOSE"))
-        printf("storm %d: %d requests, %d compared, %llu preemptions, %llu hits, %llu steps\n",
-               seed, s.submitted, s.checked, (unsigned long long)COUNTER(&s.p, preemptions),
+        printf("storm %d, tp %d pp %d: %d requests, %d compared, %llu preemptions, %llu hits, %llu "
+               "steps\n",
+               seed, tp, pp, s.submitted, s.checked, (unsigned long long)COUNTER(&s.p, preemptions),
                (unsigned long long)COUNTER(&s.p, prefix_hits),
                (unsigned long long)COUNTER(&s.p, steps));
     pod_end(&s.p);
@@ -116,7 +119,17 @@ static void run_storm(int seed, int ops) {
 
 static void a_storm_of_requests_gives_the_tokens_of_each_alone(void) {
     const char *ops = getenv("SP_TEST_OPS");
-    for (int seed = 0; seed < 18; seed++) run_storm(seed, ops ? atoi(ops) : 250);
+    for (int seed = 0; seed < 18; seed++) run_storm(seed, ops ? atoi(ops) : 250, 1, 1);
+}
+
+/* Every rank of the pod has to agree with all others on every token, every table and every block. */
+static void a_storm_over_many_ranks_gives_the_same_tokens(void) {
+    static const int shapes[][2] = {{2, 1}, {1, 2}, {2, 2}, {1, 3}, {1, 4}, {4, 1}};
+    const char *ops = getenv("SP_TEST_OPS");
+    for (int seed = 0; seed < 18; seed++) {
+        const int *shape = shapes[(size_t)(seed * 5 + seed / 6) % SP_LEN(shapes)];
+        run_storm(100 + seed, ops ? atoi(ops) : 120, shape[0], shape[1]);
+    }
 }
 
 /* Figures, not limits: they depend on the machine. */
@@ -162,4 +175,5 @@ static void the_engine_thread_needs_little_for_a_step(void) {
 
 SP_TEST_MAIN("runtime/engine/engine storm",
              SP_TEST(a_storm_of_requests_gives_the_tokens_of_each_alone),
+             SP_TEST(a_storm_over_many_ranks_gives_the_same_tokens),
              SP_TEST(the_engine_thread_needs_little_for_a_step))

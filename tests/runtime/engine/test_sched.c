@@ -12,7 +12,8 @@
 enum {
     BLOCKS_MAX = 256,
     B_MAX = 32,
-    FLIGHT_MAX = 4,
+    FLIGHT_MAX = 5,
+    SLOTS_MAX = 8,
     LEN_MAX = 512,
     REQS = 40
 };
@@ -24,15 +25,27 @@ typedef struct sim_seq {
     int32_t tokens[LEN_MAX], blocks[LEN_MAX];
 } sim_seq;
 
+/* What was known of a sequence before a step was planned. */
+typedef struct before {
+    uint32_t generation;
+    bool decodes;
+    int32_t to_come; /* tokens of steps on their way */
+    uint64_t last_step;
+} before;
+
 typedef struct sim {
     sp_sched *sched;
+    before before[SLOTS_MAX];
+    int32_t n_decoding;
+    int n_forced; /* entries that were planned sooner than n_stages steps after the last */
     sp_sched_config config;
     sp_step ring[FLIGHT_MAX];
     uint64_t sent, retired;
     /* What is in each place: the token and the position, as one number; and who wrote the block. */
     int64_t cells[BLOCKS_MAX][B_MAX];
     uint64_t named[BLOCKS_MAX]; /* last step that names the block */
-    sim_seq seqs[8][8]; /* by slot, by generation modulo: those of steps on their way differ */
+    sim_seq seqs[SLOTS_MAX]
+                [8]; /* by slot, by generation modulo: those of steps on their way differ */
     sp_request *reqs[REQS];
     int n_tokens_told;
 } sim;
@@ -125,17 +138,52 @@ static void tell_rank(sim *s, const sp_step *st) {
     }
 }
 
+static void note_before(sim *s) {
+    memset(s->before, 0, sizeof s->before);
+    s->n_decoding = 0;
+    for (int i = 0; i < REQS; i++)
+        for (int32_t k = 0; s->reqs[i] && k < s->reqs[i]->params.n; k++) {
+            const sp_seq *q = &s->reqs[i]->seqs[k];
+            if (!sp_seq_runs(q)) continue;
+            s->before[q->slot] = (before){.generation = q->generation,
+                                          .decodes = q->state == SP_SEQ_DECODE,
+                                          .to_come = q->n_planned - q->n_output,
+                                          .last_step = q->last_step};
+            s->n_decoding += q->state == SP_SEQ_DECODE;
+        }
+}
+
+/* The promises of a pipeline: its share of the decodes, and nobody whose token is still drawn when
+ * the step could begin, unless there is nothing else to do. */
+static void check_stages(sim *s, const sp_step *st) {
+    int32_t stages = s->config.n_stages, n_decodes = 0, n_forced = 0;
+    for (int32_t i = 0; i < st->wire.n_entries; i++) {
+        const sp_wire_entry *e = &st->entries[i];
+        const before *b = &s->before[e->slot];
+        if (b->generation != e->generation || !b->decodes) continue;
+        n_decodes++;
+        if (b->to_come == 0 || st->wire.number - b->last_step >= (uint64_t)stages) continue;
+        n_forced++;
+        CU_ASSERT_FATAL(b->to_come < 2);
+    }
+    CU_ASSERT_FATAL(n_decodes <= (s->n_decoding + stages - 1) / stages);
+    CU_ASSERT_FATAL(n_forced == 0 || n_forced == st->wire.n_entries);
+    s->n_forced += n_forced;
+}
+
 static bool sim_plan(sim *s) {
     int32_t n;
     if (s->sent - s->retired == (uint64_t)s->config.steps_in_flight) return false;
     for (;;) {
         (void)sp_sched_drops(s->sched, &n);
         sp_step *st = step_at(s, s->sent + 1);
+        note_before(s);
         bool planned = sp_sched_plan(s->sched, s->sent + 1, 1000, st);
         CU_ASSERT_FATAL(sp_sched_check(s->sched));
         CU_ASSERT(st->wire.n_tokens <= s->config.max_batched_tokens);
         CU_ASSERT(st->n_rows <= s->config.max_step_rows);
         if (planned) {
+            if (s->config.n_stages > 1) check_stages(s, st);
             check_fences(s, st);
             tell_rank(s, st);
             s->sent++;
@@ -288,6 +336,104 @@ static void who_waits_is_admitted_by_priority_and_then_by_arrival(void) {
     sim_fini(&s);
 }
 
+/* ---- a pipeline ---- */
+
+static sp_sched_config piped(int32_t stages) {
+    sp_sched_config c = small();
+    c.max_num_seqs = c.max_step_rows = 8;
+    c.n_blocks = 128;
+    c.n_stages = stages;
+    c.steps_in_flight = stages + 1;
+    return c;
+}
+
+static void every_stage_has_its_share_of_the_decodes(void) {
+    for (int32_t stages = 2; stages <= 4; stages++) {
+        static sim s;
+        sim_init(&s, piped(stages));
+        for (int i = 0; i < 8; i++) sim_add(&s, i, 4, 100, 1, i, 0);
+        for (int i = 0; i < 30; i++) { /* until all of them decode, and in turn */
+            while (sim_plan(&s)) continue;
+            sim_retire(&s);
+        }
+        s.n_forced = 0;
+        uint64_t last[8] = {0};
+        for (int i = 0; i < 60; i++) {
+            while (sim_plan(&s)) {
+                const sp_step *st = step_at(&s, s.sent);
+                CU_ASSERT(st->wire.n_entries <= (8 + stages - 1) / stages);
+                CU_ASSERT(st->wire.n_entries >= 8 / stages - (8 % stages > 0));
+                for (int32_t k = 0; k < st->wire.n_entries; k++) {
+                    uint64_t *at = &last[st->entries[k].slot];
+                    CU_ASSERT(*at == 0 || st->wire.number - *at <= (uint64_t)stages + 1);
+                    *at = st->wire.number;
+                }
+            }
+            CU_ASSERT_EQUAL(s.sent - s.retired, (uint64_t)stages + 1); /* always full */
+            sim_retire(&s);
+        }
+        CU_ASSERT_EQUAL(s.n_forced, 0); /* nobody waits for a token that is being drawn */
+        CU_ASSERT(sim_run(&s));
+        sim_fini(&s);
+    }
+}
+
+static void a_single_stream_is_one_step_ahead_and_no_more(void) {
+    for (int32_t stages = 1; stages <= 4; stages++) {
+        static sim s;
+        sim_init(&s, piped(stages));
+        sp_seq *q = sim_add(&s, 0, 4, 40, 1, 1, 0)->seqs;
+        for (int i = 0; i < 30; i++) {
+            while (sim_plan(&s)) continue;
+            CU_ASSERT_EQUAL(s.sent - s.retired, 2);
+            CU_ASSERT_EQUAL(q->n_planned - q->n_output, 2);
+            sim_retire(&s);
+        }
+        CU_ASSERT(sim_run(&s));
+        CU_ASSERT_EQUAL(s.sent, 40);
+        sim_fini(&s);
+    }
+}
+
+static void pieces_of_one_prompt_follow_each_other_through_the_stages(void) {
+    static sim s;
+    sp_sched_config c = piped(4);
+    c.max_batched_tokens = 16;
+    sim_init(&s, c);
+    sp_seq *q = sim_add(&s, 0, 100, 10, 1, 1, 0)->seqs;
+    while (sim_plan(&s)) continue;
+    CU_ASSERT_EQUAL(s.sent, 5);
+    CU_ASSERT_EQUAL(q->n_sent, 80);
+    CU_ASSERT(sim_run(&s));
+    CU_ASSERT_EQUAL(q->n_output, 10);
+    sim_fini(&s);
+}
+
+static void a_prompt_is_not_kept_out_by_the_decodes_of_a_pipeline_nor_they_by_it(void) {
+    static const int32_t budgets[] = {1, 2, 5};
+    for (size_t k = 0; k < SP_LEN(budgets); k++) {
+        static sim s;
+        sp_sched_config c = piped(3);
+        c.max_batched_tokens = budgets[k];
+        sim_init(&s, c);
+        for (int i = 0; i < 6; i++) sim_add(&s, i, 4, 100, 1, i, 0);
+        for (int i = 0; i < 100; i++) {
+            while (sim_plan(&s)) continue;
+            sim_retire(&s);
+        }
+        sp_seq *late = sim_add(&s, 7, 40, 3, 1, 9, 0)->seqs;
+        int told = s.n_tokens_told, steps = 0;
+        for (; late->n_output == 0 && steps < 1000; steps++) {
+            while (sim_plan(&s)) continue;
+            sim_retire(&s);
+        }
+        CU_ASSERT(steps <= 40 * 4 / budgets[k] + 20);
+        CU_ASSERT(s.n_tokens_told - told >= steps / 2);
+        CU_ASSERT(sim_run(&s));
+        sim_fini(&s);
+    }
+}
+
 /* ---- blocks ---- */
 
 static void when_blocks_run_out_the_last_in_order_is_preempted_and_finishes_all_the_same(void) {
@@ -405,6 +551,7 @@ static void settings_that_cannot_work_are_refused_by_name(void) {
         {offsetof(sp_sched_config, block_tokens), 0, "block_tokens"},
         {offsetof(sp_sched_config, n_blocks), 15, "needs 16 blocks"},
         {offsetof(sp_sched_config, steps_in_flight), SP_KV_STEPS_MAX + 1, "steps_in_flight"},
+        {offsetof(sp_sched_config, n_stages), SP_KV_STEPS_MAX, "n_stages"},
     };
     for (size_t i = 0; i < SP_LEN(rows); i++) {
         sp_sched_config c = small();
@@ -467,35 +614,46 @@ static void random_op(sim *s) {
     CU_ASSERT_FATAL(sp_sched_check(s->sched));
 }
 
-static void random_use_never_breaks_an_invariant_and_never_stops(void) {
+static void random_use(int seed, int32_t stages) {
     static const int32_t budgets[] = {1, 7, 64}, sizes[] = {8, 16, 32};
-    for (int seed = 0; seed < 45; seed++) {
-        static sim s;
-        srand((unsigned)seed);
-        sp_sched_config c = small();
-        c.max_batched_tokens = budgets[seed % 3];
-        c.block_tokens = sizes[seed / 3 % 3];
-        c.max_num_seqs = 1 + rand() % 6;
-        c.max_step_rows = c.max_num_seqs;
-        c.steps_in_flight = 1 + rand() % 3;
-        c.enable_prefix_cache = rand() % 4;
-        c.max_model_len = 96;
-        c.n_blocks = 96 / c.block_tokens + rand() % 8;
-        sim_init(&s, c);
-        for (int i = 0; i < 1500; i++) random_op(&s);
-        for (int i = 0; i < REQS; i++)
-            for (int32_t k = 0; s.reqs[i] && k < s.reqs[i]->params.n; k++)
-                sp_sched_pause(s.sched, &s.reqs[i]->seqs[k], false);
-        CU_ASSERT_FATAL(sim_run(&s));
-        CU_ASSERT_EQUAL(sp_kv_pool_available(sp_sched_pool(s.sched)), c.n_blocks);
-        sim_fini(&s);
-    }
+    static sim s;
+    srand((unsigned)seed);
+    sp_sched_config c = small();
+    c.max_batched_tokens = budgets[seed % 3];
+    c.block_tokens = sizes[seed / 3 % 3];
+    c.max_num_seqs = 1 + rand() % 6;
+    c.max_step_rows = c.max_num_seqs;
+    c.n_stages = stages;
+    c.steps_in_flight = stages > 1 ? stages + 1 : 1 + rand() % 3;
+    c.enable_prefix_cache = rand() % 4;
+    c.max_model_len = 96;
+    c.n_blocks = 96 / c.block_tokens + rand() % 8;
+    sim_init(&s, c);
+    for (int i = 0; i < 1500; i++) random_op(&s);
+    for (int i = 0; i < REQS; i++)
+        for (int32_t k = 0; s.reqs[i] && k < s.reqs[i]->params.n; k++)
+            sp_sched_pause(s.sched, &s.reqs[i]->seqs[k], false);
+    CU_ASSERT_FATAL(sim_run(&s));
+    CU_ASSERT_EQUAL(sp_kv_pool_available(sp_sched_pool(s.sched)), c.n_blocks);
+    sim_fini(&s);
+}
+
+static void random_use_never_breaks_an_invariant_and_never_stops(void) {
+    for (int seed = 0; seed < 45; seed++) random_use(seed, 0);
+}
+
+static void random_use_of_a_pipeline_keeps_its_promises_too(void) {
+    for (int seed = 0; seed < 54; seed++) random_use(seed, 2 + seed / 9 % 3);
 }
 
 SP_TEST_MAIN("runtime/engine/sched", SP_TEST(decodes_come_first_and_prompts_take_what_is_left),
              SP_TEST(at_any_budget_neither_decodes_nor_prompts_starve),
              SP_TEST(when_the_budget_is_short_decodes_take_turns),
              SP_TEST(who_waits_is_admitted_by_priority_and_then_by_arrival),
+             SP_TEST(every_stage_has_its_share_of_the_decodes),
+             SP_TEST(a_single_stream_is_one_step_ahead_and_no_more),
+             SP_TEST(pieces_of_one_prompt_follow_each_other_through_the_stages),
+             SP_TEST(a_prompt_is_not_kept_out_by_the_decodes_of_a_pipeline_nor_they_by_it),
              SP_TEST(when_blocks_run_out_the_last_in_order_is_preempted_and_finishes_all_the_same),
              SP_TEST(a_freed_block_is_taken_only_after_the_steps_that_name_it),
              SP_TEST(brothers_wait_for_the_prompt_and_then_share_its_full_blocks),
@@ -503,4 +661,5 @@ SP_TEST_MAIN("runtime/engine/sched", SP_TEST(decodes_come_first_and_prompts_take
              SP_TEST(a_paused_sequence_gives_way_and_comes_back),
              SP_TEST(settings_that_cannot_work_are_refused_by_name),
              SP_TEST(short_memory_at_admission_dooms_one_sequence_only),
-             SP_TEST(random_use_never_breaks_an_invariant_and_never_stops))
+             SP_TEST(random_use_never_breaks_an_invariant_and_never_stops),
+             SP_TEST(random_use_of_a_pipeline_keeps_its_promises_too))

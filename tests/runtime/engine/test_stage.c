@@ -4,6 +4,7 @@
 #include "runtime/engine/null_model.h"
 #include "runtime/engine/stage.h"
 #include "runtime/gen/sampler.h"
+#include "tests/fake_group.h"
 #include "tests/fake_rank.h"
 #include "tests/harness.h"
 
@@ -47,7 +48,7 @@ static void bench_init_as(bench *b, sp_wire_ready o) {
                                .max_step_rows = o.max_step_rows};
     CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&b->null, &nc, &err), SP_OK);
     sp_stage_model m = sp_null_model_callbacks(b->null);
-    sp_stage_config sc = {.offer = o};
+    sp_stage_config sc = {.offer = o, .role = {.embeds = true, .samples = true}};
     CU_ASSERT_EQUAL_FATAL(sp_stage_create(&b->stage, &sc, b->rank, &m, &err), SP_OK);
 }
 
@@ -451,6 +452,228 @@ static void damaged_frames_never_break_a_rank(void) {
     }
 }
 
+/* ---- roles ---- */
+
+static int32_t fixed_token(void *ctx, int32_t row) {
+    return *(const int32_t *)ctx + row;
+}
+static int32_t given = 20; /* what fixed_token() starts from */
+
+static sp_status no_logits(void *ctx, const sp_batch *batch, const float **logits, sp_err *err) {
+    (void)ctx, (void)batch, (void)err;
+    *logits = NULL;
+    return SP_OK;
+}
+
+/* A bench whose rank has a part; its model computes nothing. */
+static sp_status bench_part(bench *b, sp_stage_role role, bool gives_tokens, sp_err *err) {
+    int fd = -1;
+    *b = (bench){0};
+    CU_ASSERT_EQUAL_FATAL(sp_ring_create(&fd, 4 * SP_FRAME_MAX, err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->head, fd, 0, err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->rank, fd, 1, err), SP_OK);
+    close(fd);
+    sp_stage_model m = {
+        .forward = no_logits, .token = gives_tokens ? fixed_token : NULL, .ctx = &given};
+    sp_stage_config sc = {.offer = offer(), .role = role};
+    return sp_stage_create(&b->stage, &sc, b->rank, &m, err);
+}
+
+static void part_fini(bench *b) {
+    if (b->stage) CU_ASSERT(sp_stage_check(b->stage));
+    sp_stage_destroy(b->stage);
+    sp_link_close(b->head);
+    sp_link_close(b->rank);
+}
+
+static void step_must(bench *b, uint32_t slot, uint32_t gen, int32_t start, int32_t n) {
+    static const int32_t blocks[] = {1, 2, 3, 4};
+    sp_err err = {0};
+    bool fresh = start == 0;
+    CU_ASSERT_EQUAL_FATAL(step_one(b, (sp_wire_entry){slot, gen, start, n, SP_ENTRY_SAMPLE, 0}, 0,
+                                   blocks, fresh ? 4 : 0, &err),
+                          SP_OK);
+}
+
+static bool says_nothing(bench *b) {
+    sp_frame f;
+    sp_err err = {0};
+    return sp_link_recv(b->head, &f, 0, &err) == SP_AGAIN;
+}
+
+static void the_sampler_feeds_the_others_one_message_a_step(void) {
+    bench b;
+    sp_err err = {0};
+    sp_fake_hub *hub = sp_fake_hub_open(3, 4);
+    sp_stage_role role = {.samples = true, .feedback = sp_fake_hub_member(hub, 0)};
+    CU_ASSERT_EQUAL_FATAL(bench_part(&b, role, true, &err), SP_OK);
+    add_seq(&b, 0, 1, PROMPT, 10, 30);
+    CU_ASSERT_EQUAL(step_one(&b, (sp_wire_entry){0, 1, 0, 4, 0, 0}, 0, PROMPT, 2, &err), SP_OK);
+    (void)answer(&b);
+    sp_group *other = sp_fake_hub_member(hub, 2);
+    CU_ASSERT_FALSE(other->ops->can_recv(other, 0)); /* nothing was sampled: no message */
+    CU_ASSERT_EQUAL(step_one(&b, (sp_wire_entry){0, 1, 4, 6, SP_ENTRY_SAMPLE, 0}, 0, NULL, 0, &err),
+                    SP_OK);
+    sp_wire_tokens t = answer(&b);
+    CU_ASSERT_EQUAL(sp_wire_tokens_next(&t)->token, 20);
+    for (int m = 1; m < 3; m++) {
+        int32_t got = -1;
+        other = sp_fake_hub_member(hub, m);
+        CU_ASSERT_FATAL(other->ops->can_recv(other, 0));
+        other->ops->recv(other, 0, &got, sizeof got);
+        CU_ASSERT_EQUAL(got, 20);
+        CU_ASSERT_FALSE(other->ops->can_recv(other, 0));
+    }
+    part_fini(&b);
+    sp_fake_hub_close(hub);
+}
+
+/* What it is fed is seen through what its model is given. */
+static int32_t seen[8];
+static sp_status look(void *ctx, const sp_batch *b, const float **logits, sp_err *err) {
+    (void)ctx, (void)logits, (void)err;
+    memcpy(seen, b->ids, (size_t)(b->n_tokens < 8 ? b->n_tokens : 8) * sizeof *seen);
+    return SP_OK;
+}
+
+static void feed(sp_fake_hub *hub, int32_t token) {
+    sp_group *sampler = sp_fake_hub_member(hub, 0);
+    sampler->ops->send(sampler, 1, &token, sizeof token);
+}
+
+static void an_embedding_rank_takes_tokens_when_it_needs_them_and_answers_nothing(void) {
+    bench b;
+    sp_err err = {0};
+    sp_fake_hub *hub = sp_fake_hub_open(2, 8);
+    sp_stage_role role = {
+        .embeds = true, .feedback = sp_fake_hub_member(hub, 1), .steps_in_flight = 3};
+    CU_ASSERT_EQUAL_FATAL(bench_part(&b, role, false, &err), SP_OK);
+    sp_stage_destroy(b.stage);
+    sp_stage_model m = {.forward = look};
+    sp_stage_config sc = {.offer = offer(), .role = role};
+    CU_ASSERT_EQUAL_FATAL(sp_stage_create(&b.stage, &sc, b.rank, &m, &err), SP_OK);
+    add_seq(&b, 0, 1, PROMPT, 6, 30);
+    add_seq(&b, 1, 1, PROMPT, 6, 30);
+    step_must(&b, 0, 1, 0, 6); /* step 1 draws for slot 0, step 2 for slot 1 */
+    step_must(&b, 1, 1, 0, 6); /* nothing has come, and nothing is needed */
+    feed(hub, 31);
+    feed(hub, 32);
+    step_must(&b, 1, 1, 6, 1); /* both are taken, the second is used */
+    CU_ASSERT_EQUAL(seen[0], 32);
+    CU_ASSERT_EQUAL(drop_seq(&b, 0, 1, &err), SP_OK);
+    add_seq(&b, 0, 2, PROMPT, 6, 30); /* the slot again */
+    step_must(&b, 0, 2, 0, 6);
+    CU_ASSERT_EQUAL(drop_seq(&b, 1, 1, &err), SP_OK); /* its token of step 3 is on its way */
+    add_seq(&b, 1, 2, PROMPT, 9, 30);
+    feed(hub, 33);
+    step_must(&b, 1, 2, 0, 9);
+    CU_ASSERT_EQUAL(seen[7], PROMPT[7]); /* not that of the one that is gone */
+    feed(hub, 34);
+    feed(hub, 35);
+    step_must(&b, 1, 2, 9, 1);
+    CU_ASSERT_EQUAL(seen[0], 35);
+    step_must(&b, 0, 2, 6, 1);
+    CU_ASSERT_EQUAL(seen[0], 34);
+    CU_ASSERT(says_nothing(&b));
+    /* What does not belong to the vocabulary is not looked up in it. */
+    feed(hub, VOCAB);
+    CU_ASSERT_EQUAL(step_one(&b, (sp_wire_entry){1, 2, 10, 1, 1, 0}, 0, NULL, 0, &err),
+                    SP_E_PROTOCOL);
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "the sampler sent token 61"));
+    part_fini(&b);
+    sp_fake_hub_close(hub);
+}
+
+static void an_embedding_rank_never_leaves_more_messages_than_steps_in_flight(void) {
+    bench b;
+    sp_err err = {0};
+    sp_fake_hub *hub = sp_fake_hub_open(2, 4); /* a fifth one would wait for ever */
+    sp_stage_role role = {
+        .embeds = true, .feedback = sp_fake_hub_member(hub, 1), .steps_in_flight = 3};
+    CU_ASSERT_EQUAL_FATAL(bench_part(&b, role, false, &err), SP_OK);
+    for (uint32_t gen = 1; gen <= 40; gen++) { /* tokens that nobody ever needs */
+        add_seq(&b, 0, gen, PROMPT, 6, 30);
+        step_must(&b, 0, gen, 0, 6);
+        CU_ASSERT_EQUAL(drop_seq(&b, 0, gen, &err), SP_OK);
+        feed(hub, 7);
+    }
+    CU_ASSERT(sp_fake_hub_most_waiting(hub) <= 3);
+    part_fini(&b);
+    sp_fake_hub_close(hub);
+}
+
+static void a_rank_in_the_middle_counts_and_says_nothing(void) {
+    bench b;
+    sp_err err = {0};
+    CU_ASSERT_EQUAL_FATAL(bench_part(&b, (sp_stage_role){0}, false, &err), SP_OK);
+    add_seq(&b, 0, 1, PROMPT, 6, 30);
+    step_must(&b, 0, 1, 0, 6);
+    for (int32_t p = 6; p < 29; p++) step_must(&b, 0, 1, p, 1);
+    CU_ASSERT(says_nothing(&b));
+    CU_ASSERT_EQUAL(step_one(&b, (sp_wire_entry){0, 1, 29, 1, 1, 0}, 0, NULL, 0, &err),
+                    SP_E_PROTOCOL); /* it counts as well as others */
+    part_fini(&b);
+}
+
+static void a_model_that_gives_tokens_has_flat_log_probabilities(void) {
+    bench b;
+    sp_err err = {0};
+    sp_stage_role role = {.embeds = true, .samples = true};
+    CU_ASSERT_EQUAL_FATAL(bench_part(&b, role, true, &err), SP_OK);
+    sp_wire_params w = greedy(6, 30);
+    w.n_logprobs = w.n_prompt_logprobs = 1;
+    CU_ASSERT_EQUAL(add_part(&b, 0, 1, SP_PART_PARAMS, &w, 0, 1, &err), SP_OK);
+    CU_ASSERT_EQUAL(add_part(&b, 0, 1, SP_PART_PROMPT, PROMPT, 0, 6, &err), SP_OK);
+    uint32_t all = SP_ENTRY_PROMPT_LOGPROBS | SP_ENTRY_SAMPLE;
+    CU_ASSERT_EQUAL(step_one(&b, (sp_wire_entry){0, 1, 0, 6, all, 0}, 0, PROMPT, 1, &err), SP_OK);
+    sp_wire_tokens t = answer(&b);
+    CU_ASSERT_EQUAL_FATAL(t.n_records, 6);
+    const sp_wire_record *r = NULL;
+    for (int i = 0; i < 6; i++) {
+        r = sp_wire_tokens_next(&t);
+        CU_ASSERT(r->logprob < -4.1f && r->logprob > -4.2f); /* of 61 */
+    }
+    CU_ASSERT_EQUAL(r->token, 20 + 5); /* the sixth row */
+    part_fini(&b);
+}
+
+static void roles_that_cannot_be_are_refused(void) {
+    sp_fake_hub *hub = sp_fake_hub_open(2, 4);
+    const struct {
+        sp_stage_role role;
+        const char *word;
+    } rows[] = {
+        {{.embeds = true}, "fed by nobody"},
+        {{.embeds = true, .feedback = sp_fake_hub_member(hub, 0)}, "fed by nobody"},
+        {{.samples = true, .feedback = sp_fake_hub_member(hub, 1)}, "member 1 of the feedback"},
+        {{.samples = true, .steps_in_flight = SP_STAGE_STEPS_MAX + 1}, "'steps_in_flight' is 17"},
+    };
+    for (size_t i = 0; i < SP_LEN(rows); i++) {
+        bench b;
+        sp_err err = {0};
+        CU_ASSERT_EQUAL(bench_part(&b, rows[i].role, false, &err), SP_E_INVALID);
+        CU_ASSERT_PTR_NOT_NULL(strstr(err.text, rows[i].word));
+        part_fini(&b);
+    }
+    sp_fake_hub_close(hub);
+}
+
+static void a_group_that_broke_is_a_lost_peer(void) {
+    bench b;
+    sp_err err = {0};
+    sp_fake_hub *hub = sp_fake_hub_open(2, 4);
+    sp_stage_role role = {.embeds = true, .feedback = sp_fake_hub_member(hub, 1)};
+    CU_ASSERT_EQUAL_FATAL(bench_part(&b, role, false, &err), SP_OK);
+    add_seq(&b, 0, 1, PROMPT, 6, 30);
+    step_must(&b, 0, 1, 0, 6);
+    sp_fake_hub_leave(hub, 0);
+    CU_ASSERT_EQUAL(step_one(&b, (sp_wire_entry){0, 1, 6, 1, 1, 0}, 0, NULL, 0, &err),
+                    SP_E_PEER_LOST);
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "member 0 is gone"));
+    part_fini(&b);
+    sp_fake_hub_close(hub);
+}
+
 /* ---- the loop ---- */
 
 static void the_loop_offers_itself_and_ends_with_bye(void) {
@@ -458,9 +681,10 @@ static void the_loop_offers_itself_and_ends_with_bye(void) {
     sp_wire_ready o = offer(), got;
     sp_frame f;
     sp_err err = {0};
+    int from;
     sp_fake_rank_start(&r, &o, NULL, 0, 0, -1);
     int64_t soon = sp_now_ns() + 10 * SP_NS_PER_S;
-    CU_ASSERT_EQUAL_FATAL(sp_link_recv(r.head, &f, soon, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_fan_recv(r.fan, &f, &from, soon, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(f.type, SP_FRAME_READY);
     CU_ASSERT_EQUAL_FATAL(sp_wire_ready_decode(f.payload, f.length, &got, &err), SP_OK);
     CU_ASSERT(memcmp(&got, &o, sizeof o) == 0);
@@ -477,11 +701,12 @@ static void the_loop_tells_a_fault_and_ends_when_the_head_is_wrong(void) {
     sp_err err = {0};
     sp_fault reason;
     char text[SP_FAULT_TEXT_MAX + 1];
+    int from;
     sp_fake_rank_start(&r, &o, NULL, 0, 0, -1);
     int64_t soon = sp_now_ns() + 10 * SP_NS_PER_S;
-    CU_ASSERT_EQUAL_FATAL(sp_link_recv(r.head, &f, soon, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_fan_recv(r.fan, &f, &from, soon, &err), SP_OK);
     CU_ASSERT_EQUAL(sp_link_send(r.head, SP_FRAME_TOKENS, NULL, 0, soon, &err), SP_OK);
-    CU_ASSERT_EQUAL_FATAL(sp_link_recv(r.head, &f, soon, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_fan_recv(r.fan, &f, &from, soon, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(f.type, SP_FRAME_FAULT);
     CU_ASSERT_EQUAL_FATAL(sp_wire_fault_decode(f.payload, f.length, &reason, text, &err), SP_OK);
     CU_ASSERT_EQUAL(reason, SP_FAULT_PROTOCOL);
@@ -502,5 +727,11 @@ SP_TEST_MAIN("runtime/engine/stage", SP_TEST(a_rank_feeds_its_own_token_back),
              SP_TEST(a_sequence_that_cannot_be_is_refused_with_words),
              SP_TEST(short_memory_for_a_sequence_is_said_and_leaks_nothing),
              SP_TEST(damaged_frames_never_break_a_rank),
+             SP_TEST(the_sampler_feeds_the_others_one_message_a_step),
+             SP_TEST(an_embedding_rank_takes_tokens_when_it_needs_them_and_answers_nothing),
+             SP_TEST(an_embedding_rank_never_leaves_more_messages_than_steps_in_flight),
+             SP_TEST(a_rank_in_the_middle_counts_and_says_nothing),
+             SP_TEST(a_model_that_gives_tokens_has_flat_log_probabilities),
+             SP_TEST(roles_that_cannot_be_are_refused), SP_TEST(a_group_that_broke_is_a_lost_peer),
              SP_TEST(the_loop_offers_itself_and_ends_with_bye),
              SP_TEST(the_loop_tells_a_fault_and_ends_when_the_head_is_wrong))

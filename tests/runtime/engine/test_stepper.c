@@ -15,6 +15,7 @@ enum {
 };
 
 typedef struct bench {
+    sp_fan *fan;
     sp_link *head, *rank;
     sp_desk *desk;
     sp_stepper *stepper;
@@ -32,7 +33,8 @@ static void no_pause(void *ctx, sp_seq *q, bool paused) {
 static sp_status receive(void *ctx, sp_err *err) {
     bench *b = ctx;
     sp_frame f;
-    SP_TRY(sp_link_recv(b->head, &f, 0, err));
+    int from;
+    SP_TRY(sp_fan_recv(b->fan, &f, &from, 0, err));
     b->n_received++;
     return sp_stepper_tokens(b->stepper, f.payload, f.length, err);
 }
@@ -45,6 +47,8 @@ static void bench_init(bench *b, int64_t send_timeout_ns) {
     CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->head, fd, 0, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->rank, fd, 1, &err), SP_OK);
     close(fd);
+    CU_ASSERT_EQUAL_FATAL(sp_fan_open(&b->fan, -1, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_fan_add(b->fan, b->head, &err), SP_OK);
     sp_desk_config dc = {
         .queue_max = 64, .live_max = 64, .wake = no_wake, .pause = no_pause, .ctx = b};
     CU_ASSERT_EQUAL_FATAL(sp_desk_create(&b->desk, &dc, &err), SP_OK);
@@ -60,7 +64,7 @@ static void bench_init(bench *b, int64_t send_timeout_ns) {
                                      .enable_prefix_cache = true},
                            .n_vocab = VOCAB,
                            .send_timeout_ns = send_timeout_ns,
-                           .link = b->head,
+                           .fan = b->fan,
                            .desk = b->desk,
                            .metrics = &b->metrics,
                            .receive = receive,
@@ -75,7 +79,7 @@ static void bench_fini(bench *b) {
     CU_ASSERT(sp_desk_check(b->desk));
     sp_desk_destroy(b->desk);
     sp_stepper_destroy(b->stepper);
-    sp_link_close(b->head);
+    sp_fan_close(b->fan);
     sp_link_close(b->rank);
 }
 

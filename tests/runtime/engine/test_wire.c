@@ -319,7 +319,7 @@ static void wrong_fields_are_refused_by_name(void) {
         {good_row, ROW, 28, UINT32_MAX, "of 4294967295"},
         {good_ready, READY, 24, 0, "n_blocks is 0"},
         {good_ready, READY, 0, (uint32_t)-3, "n_vocab is -3"},
-        {good_fault, FAULT, 0, SP_FAULT_COUNT, "reason 5"},
+        {good_fault, FAULT, 0, SP_FAULT_COUNT, "reason 6"},
         {good_drop, DROP, 4, 1, "want 0"},
     };
     for (size_t i = 0; i < SP_LEN(rows); i++) {
