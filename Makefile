@@ -21,8 +21,10 @@ BITS := -ffp-contract=off -fno-fast-math -fno-math-errno
 ALL_CFLAGS = -std=gnu11 $(WARN) $(OPT_$(MODE)) $(BITS) -fstack-protector-strong -D_GNU_SOURCE \
 	-DSP_VERSION='"$(VERSION)"' -I. $(PKG_CFLAGS) $(CFLAGS)
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+# Headers only: these libraries are opened at run time, where there are any.
+PKG_CFLAGS += $(foreach p,pmix ucx,$(shell pkg-config --cflags $(p) 2>/dev/null))
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
-LIBS = $(PKG_LIBS) -lpthread -lm -ldl
+LIBS = -Wl,--build-id=sha1 $(PKG_LIBS) -lpthread -lm -ldl
 
 # Sources compiled once per instruction set (kernels/cpu/README.md); everything else is plain.
 ARCH := $(shell uname -m)

@@ -34,6 +34,18 @@ void sp_api_version(sp_front *front, sp_http_call *call) {
     sp_buf_fini(&b);
 }
 
+void sp_api_status(sp_front *front, sp_http_call *call) {
+    if (!front->config.status) {
+        sp_reply_fault(call, &(sp_fault){404, "this server has no status", NULL, NULL, 0});
+        return;
+    }
+    sp_buf b;
+    sp_buf_init(&b, 0);
+    front->config.status(front->config.status_ctx, &b);
+    sp_reply_json(call, "", &b);
+    sp_buf_fini(&b);
+}
+
 static void put_permission(sp_jw *w, const sp_server_config *config, const char *name) {
     static const struct {
         const char *key;

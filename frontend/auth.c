@@ -55,7 +55,7 @@ static bool is_under(sp_slice path, const char *prefix) {
 }
 
 bool sp_auth_guards(sp_slice path) {
-    static const char *const prefixes[] = {"/v1", "/v2", "/inference", "/cohere"};
+    static const char *const prefixes[] = {"/v1", "/v2", "/inference", "/cohere", "/superpod"};
     if (is_under(path, "/openai")) {
         path.ptr += 7;
         path.len -= 7;

@@ -35,6 +35,7 @@ static const route routes[] = {
     {GET, "/load", sp_api_load, 0},
     {GET, "/version", sp_api_version, 0},
     {GET, "/metrics", sp_api_metrics, 0},
+    {GET, "/superpod/status", sp_api_status, 0},
     /* Routes of the API that are not here yet: said by name, not "not found". */
     {POST, "/v1/embeddings", sp_api_absent, 0},
     {POST, "/v1/responses", sp_api_absent, 0},

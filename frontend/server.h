@@ -63,6 +63,9 @@ typedef struct sp_server_config {
     /* Whether requests can be served; NULL: when the engine says READY. */
     bool (*is_ready)(void *ctx);
     void *ready_ctx;
+    /* Appends the JSON that GET /superpod/status answers; NULL: that route is 404. */
+    void (*status)(void *ctx, sp_buf *out);
+    void *status_ctx;
 } sp_server_config;
 
 #define SP_SERVER_CONFIG_DEFAULT \

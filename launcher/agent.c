@@ -1,6 +1,8 @@
 #include "launcher/agent.h"
 
-#include "comm/link.h"
+#include "launcher/children.h"
+#include "launcher/meeting.h"
+#include "launcher/roster.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
@@ -8,127 +10,42 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
+#include <sys/eventfd.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define SP_LOG "agent"
 #define RING_BYTES ((uint32_t)8 << 20)
-/* What is left gets this long to say its last words once the other child is gone. */
+/* What is left gets this long to say its last words once another child is gone... */
 #define GRACE_NS (5 * SP_NS_PER_S)
-
-typedef struct child {
-    pid_t pid; /* 0: not running */
-    int code;  /* as ended: exit code, or -signal */
-} child;
+/* ...and ranks this long once the head is: one that waits for a dead neighbour hears nobody. */
+#define GRACE_HEADLESS_NS (1 * SP_NS_PER_S)
+#define PORT_GIVEN 7000
 
 typedef struct agent {
     const sp_config *config;
-    child head, rank;
-    int ring_fd, signal_fd;
+    const sp_place *place;
+    sp_child head, ranks[SP_BOOT_RINGS_MAX];
+    int n_ranks;
+    int bell_fd, signal_fd, listen_fd, joined_fd;
+    sp_contact contact;
     int64_t kill_at_ns; /* SP_NEVER: nobody is waited for */
     int stop_signals;   /* how many times we were asked to stop */
 } agent;
 
-/* In the child: dies with the agent, becomes `argv`. Signals that ask to stop stay blocked, so that
- * one that comes before the child can listen waits for it instead of killing it. */
-SP_NORETURN static void become(char *const *argv, pid_t parent) {
-    sigset_t reaped;
-    sigemptyset(&reaped);
-    sigaddset(&reaped, SIGCHLD);
-    sigprocmask(SIG_UNBLOCK, &reaped, NULL);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() == parent) execv("/proc/self/exe", argv);
-    _exit(SP_EXIT_PEER);
+/* ---- starting ---- */
+
+static int n_agents_of(const sp_config *c, const sp_place *place) {
+    if (c->command != SP_CMD_SERVE) return 1;
+    if (c->nnodes > 0) return (int)c->nnodes;
+    if (place->size > 0) return place->size;
+    /* A head that waits for workers and was not told how many: one node a stage. */
+    return place->meeting == SP_MEET_NOBODY ? 1 : (int)c->pp;
 }
 
-static sp_status spawn(child *c, char *const *argv, sp_err *err) {
-    pid_t self = getpid(), pid = fork();
-    if (pid < 0) return SP_FAIL(err, SP_E_NOMEM, "fork of '%s': %s", argv[0], strerror(errno));
-    if (pid == 0) become(argv, self);
-    *c = (child){.pid = pid};
-    return SP_OK;
-}
-
-static sp_status start_children(agent *a, int argc, char **argv, sp_err *err) {
-    char fd_text[16], rank_title[] = "superpod: rank 0", rank_word[] = "internal-rank";
-    char head_title[] = "superpod: head", head_word[] = "internal-head";
-    snprintf(fd_text, sizeof fd_text, "%d", a->ring_fd);
-    char *rank_argv[] = {rank_title, rank_word, fd_text, NULL};
-    SP_TRY(spawn(&a->rank, rank_argv, err));
-
-    char **head_argv = sp_alloc((size_t)(argc + 4) * sizeof *head_argv);
-    head_argv[0] = head_title;
-    head_argv[1] = head_word;
-    head_argv[2] = fd_text;
-    for (int i = 0; i < argc; i++) head_argv[3 + i] = argv[i];
-    sp_status st = spawn(&a->head, head_argv, err);
-    sp_free(head_argv);
-    return st;
-}
-
-static void reap_one(agent *a, child *c, const char *name) {
-    int status;
-    if (!c->pid || waitpid(c->pid, &status, WNOHANG) != c->pid) return;
-    pid_t pid = c->pid;
-    c->pid = 0;
-    c->code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-    if (c->code < 0 && a->kill_at_ns == SP_NEVER)
-        sp_error("%s (pid %d) was killed by signal %d", name, (int)pid, -c->code);
-    /* The other one learns it from the ring, says its last words and ends. */
-    sp_ring_mark_closed(a->ring_fd);
-    a->kill_at_ns = sp_now_ns() + GRACE_NS;
-}
-
-static void kill_child(const child *c, int sig) {
-    if (c->pid) kill(c->pid, sig);
-}
-
-static void on_signal(agent *a, int sig) {
-    if (sig == SIGCHLD) {
-        reap_one(a, &a->rank, "rank 0");
-        reap_one(a, &a->head, "head");
-        return;
-    }
-    /* A terminal gives SIGINT to the head as well, and `run` means one answer by it. */
-    if (sig == SIGINT && a->config->command == SP_CMD_RUN) return;
-    if (++a->stop_signals > 1 && a->config->command == SP_CMD_SERVE) {
-        sp_warn("asked to stop again: not waiting for running requests");
-        kill_child(&a->head, SIGKILL);
-        kill_child(&a->rank, SIGKILL);
-        return;
-    }
-    kill_child(&a->head, SIGTERM);
-}
-
-static void wait_for_events(agent *a) {
-    int64_t left = a->kill_at_ns - sp_now_ns();
-    int timeout_ms = a->kill_at_ns == SP_NEVER ? -1
-                     : left <= 0               ? 0
-                                               : (int)(left / SP_NS_PER_MS) + 1;
-    struct pollfd p = {.fd = a->signal_fd, .events = POLLIN};
-    if (poll(&p, 1, timeout_ms) > 0) {
-        struct signalfd_siginfo info;
-        if (read(a->signal_fd, &info, sizeof info) == sizeof info)
-            on_signal(a, (int)info.ssi_signo);
-    } else if (a->kill_at_ns != SP_NEVER && sp_now_ns() >= a->kill_at_ns) {
-        kill_child(&a->head, SIGKILL);
-        kill_child(&a->rank, SIGKILL);
-        a->kill_at_ns = SP_NEVER;
-    }
-}
-
-/* A rank that refused (10) or whose hardware failed (30) knows best; a signal is a lost peer. */
-static int exit_code(const agent *a) {
-    if (a->rank.code == SP_EXIT_CONFIG || a->rank.code == SP_EXIT_HARDWARE) return a->rank.code;
-    if (a->stop_signals > 1 && a->head.code < 0) return 128 + SIGINT;
-    return a->head.code < 0 ? SP_EXIT_PEER : a->head.code;
-}
-
-static sp_status open_signals(agent *a, sp_err *err) {
+static sp_status open_descriptors(agent *a, sp_err *err) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
@@ -137,22 +54,213 @@ static sp_status open_signals(agent *a, sp_err *err) {
     sigaddset(&set, SIGHUP);
     sigprocmask(SIG_BLOCK, &set, NULL);
     a->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (a->signal_fd < 0) return SP_FAIL(err, SP_E_IO, "signalfd: %s", strerror(errno));
+    a->bell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    a->joined_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (a->signal_fd < 0 || a->bell_fd < 0 || a->joined_fd < 0)
+        return SP_FAIL(err, SP_E_IO, "signalfd, eventfd: %s", strerror(errno));
     return SP_OK;
 }
 
-int sp_agent_run(const sp_config *config, int argc, char **argv) {
-    agent a = {.config = config, .ring_fd = -1, .signal_fd = -1, .kill_at_ns = SP_NEVER};
-    sp_err err = {0};
-    sp_status st = open_signals(&a, &err);
-    if (st == SP_OK) st = sp_ring_create(&a.ring_fd, RING_BYTES, &err);
-    if (st == SP_OK) st = start_children(&a, argc, argv, &err);
-    if (st != SP_OK) {
-        sp_error("%s", err.text);
-        kill_child(&a.rank, SIGKILL);
+/* Where others find us, and the token that proves it is us. */
+static sp_status open_door(agent *a, sp_boot *b, sp_err *err) {
+    bool found;
+    int wanted = (int)a->config->head_port;
+    if (wanted == 0 && a->place->meeting == SP_MEET_GIVEN) wanted = PORT_GIVEN;
+    SP_TRY(sp_token_load(&a->contact.token, &found, a->config->token_file, err));
+    if (!found && a->place->meeting == SP_MEET_GIVEN)
+        return SP_FAIL(err, SP_E_INVALID,
+                       "no pod token: give --token-file or SUPERPOD_POD_TOKEN to head and workers");
+    if (!found) SP_TRY(sp_token_make(&a->contact.token, err));
+    SP_TRY(sp_door_listen(&a->listen_fd, &b->port, "", wanted, err));
+    b->listen_fd = a->listen_fd;
+    b->token = a->contact.token;
+    return sp_local_addresses(a->contact.addresses, sizeof a->contact.addresses, b->port, err);
+}
+
+static sp_status start_ranks(agent *a, sp_boot *b, sp_err *err) {
+    for (int i = 0; i < a->n_ranks; i++) {
+        sp_child *c = &a->ranks[i];
+        sp_boot own = {.ring_fd = -1, .bell_fd = a->bell_fd, .listen_fd = -1, .joined_fd = -1};
+        snprintf(c->name, sizeof c->name, "rank %d", i);
+        SP_TRY(sp_ring_create(&c->ring_fd, RING_BYTES, err));
+        own.ring_fd = b->rings[i] = c->ring_fd;
+        const int keep[] = {c->ring_fd, a->bell_fd};
+        SP_TRY(sp_child_start(c, "internal-rank", &own, keep, 2, NULL, err));
+        b->rank_pids[i] = c->pid;
     }
-    while (a.head.pid || a.rank.pid) wait_for_events(&a);
-    if (a.signal_fd >= 0) close(a.signal_fd);
-    if (a.ring_fd >= 0) close(a.ring_fd);
-    return st == SP_OK ? exit_code(&a) : SP_EXIT_PEER;
+    b->n_rings = a->n_ranks;
+    return SP_OK;
+}
+
+static sp_status start_head(agent *a, const sp_boot *b, char **argv, sp_err *err) {
+    int keep[SP_BOOT_RINGS_MAX + 3], n = 0;
+    for (int i = 0; i < b->n_rings; i++) keep[n++] = b->rings[i];
+    keep[n++] = a->bell_fd;
+    keep[n++] = a->listen_fd;
+    keep[n++] = a->joined_fd;
+    snprintf(a->head.name, sizeof a->head.name, "head");
+    return sp_child_start(&a->head, "internal-head", b, keep, n, argv, err);
+}
+
+static sp_status start_all(agent *a, char **argv, sp_err *err) {
+    const sp_config *c = a->config;
+    int n_ranks = (int)(c->tp * c->pp), n_agents = n_agents_of(c, a->place);
+    SP_TRY(open_descriptors(a, err));
+    sp_boot b = {.bell_fd = a->bell_fd,
+                 .listen_fd = -1,
+                 .joined_fd = a->joined_fd,
+                 .ring_fd = -1,
+                 .n_agents = n_agents,
+                 .end_time_s = a->place->end_time_s,
+                 .outward = a->place->outward,
+                 .ranks_on_node = c->ranks_on_node};
+    snprintf(b.source, sizeof b.source, "%s", a->place->source);
+    a->n_ranks = sp_roster_share(n_ranks, n_agents, 0);
+    if (n_ranks > SP_BOOT_RINGS_MAX)
+        return SP_FAIL(err, SP_E_INVALID, "%d ranks (tp %d x pp %d), at most %d", n_ranks,
+                       (int)c->tp, (int)c->pp, SP_BOOT_RINGS_MAX);
+    if (c->slots > 0 && a->n_ranks > c->slots)
+        return SP_FAIL(err, SP_E_INVALID,
+                       "%d ranks (tp %d x pp %d) over %d agents are %d here, there are %d slots",
+                       n_ranks, (int)c->tp, (int)c->pp, n_agents, a->n_ranks, (int)c->slots);
+    if (n_agents > 1) SP_TRY(open_door(a, &b, err));
+    sp_status st = start_ranks(a, &b, err);
+    if (st == SP_OK) st = start_head(a, &b, argv, err);
+    sp_token_wipe(&b.token);
+    if (st == SP_OK && n_agents > 1)
+        st = sp_meeting_put(a->place, &a->contact, sp_now_ns() + c->join_timeout_s * SP_NS_PER_S,
+                            err);
+    return st;
+}
+
+static sp_status write_pid(const char *path, sp_err *err) {
+    if (!path) return SP_OK;
+    FILE *f = fopen(path, "we");
+    bool ok = f && fprintf(f, "%d\n", (int)getpid()) > 0;
+    if (f && fclose(f) != 0) ok = false;
+    if (ok) return SP_OK;
+    return SP_FAIL(err, SP_E_INVALID, "option 'pid-file': '%.100s' cannot be written: %s", path,
+                   strerror(errno));
+}
+
+/* ---- watching ---- */
+
+static void kill_all(const agent *a, int sig) {
+    sp_child_kill(&a->head, sig);
+    for (int i = 0; i < a->n_ranks; i++) sp_child_kill(&a->ranks[i], sig);
+}
+
+static bool any_runs(const agent *a) {
+    bool runs = a->head.pid != 0;
+    for (int i = 0; i < a->n_ranks; i++) runs = runs || a->ranks[i].pid;
+    return runs;
+}
+
+static void hurry(agent *a, int64_t grace_ns) {
+    int64_t at = sp_now_ns() + grace_ns;
+    if (at < a->kill_at_ns) a->kill_at_ns = at;
+}
+
+static void say_end(const sp_child *c, bool expected) {
+    if (c->code < 0 && !expected) sp_error("%s was killed by signal %d", c->name, -c->code);
+}
+
+static void reap(agent *a) {
+    bool expected = a->kill_at_ns != SP_NEVER;
+    for (int i = 0; i < a->n_ranks; i++) {
+        sp_child *c = &a->ranks[i];
+        if (!sp_child_reap(c)) continue;
+        say_end(c, expected);
+        /* The head learns it from the ring, says its last words and ends. */
+        sp_ring_mark_closed(c->ring_fd);
+        eventfd_write(a->bell_fd, 1);
+        hurry(a, GRACE_NS);
+    }
+    if (sp_child_reap(&a->head)) {
+        say_end(&a->head, expected);
+        for (int i = 0; i < a->n_ranks; i++) sp_ring_mark_closed(a->ranks[i].ring_fd);
+        hurry(a, GRACE_HEADLESS_NS);
+    }
+}
+
+static void on_signal(agent *a, int sig) {
+    if (sig == SIGCHLD) {
+        reap(a);
+        return;
+    }
+    /* A terminal gives SIGINT to the head as well, and `run` means one answer by it. */
+    if (sig == SIGINT && a->config->command == SP_CMD_RUN) return;
+    if (++a->stop_signals > 1 && a->config->command == SP_CMD_SERVE) {
+        sp_warn("asked to stop again: not waiting for running requests");
+        kill_all(a, SIGKILL);
+        return;
+    }
+    sp_child_kill(&a->head, SIGTERM);
+}
+
+static int timeout_ms(const agent *a) {
+    if (a->kill_at_ns == SP_NEVER) return -1;
+    int64_t left = a->kill_at_ns - sp_now_ns();
+    return left <= 0 ? 0 : (int)(left / SP_NS_PER_MS) + 1;
+}
+
+static void wait_for_events(agent *a) {
+    struct pollfd p[2] = {{.fd = a->signal_fd, .events = POLLIN},
+                          {.fd = a->joined_fd, .events = POLLIN}};
+    struct signalfd_siginfo info;
+    eventfd_t none;
+    poll(p, 2, timeout_ms(a));
+    if (p[1].revents && eventfd_read(a->joined_fd, &none) == 0) sp_meeting_end(a->place);
+    while (read(a->signal_fd, &info, sizeof info) == sizeof info) on_signal(a, (int)info.ssi_signo);
+    if (a->kill_at_ns != SP_NEVER && sp_now_ns() >= a->kill_at_ns) {
+        kill_all(a, SIGKILL);
+        a->kill_at_ns = SP_NEVER;
+    }
+}
+
+/* A rank that refused (10) or whose hardware failed (30) knows best; a signal is a lost peer. */
+static int exit_code(const agent *a) {
+    for (int i = 0; i < a->n_ranks; i++)
+        if (a->ranks[i].code == SP_EXIT_CONFIG || a->ranks[i].code == SP_EXIT_HARDWARE)
+            return a->ranks[i].code;
+    if (a->stop_signals > 1 && a->head.code < 0) return 128 + SIGINT;
+    return a->head.code < 0 ? SP_EXIT_PEER : a->head.code;
+}
+
+static void close_all(agent *a) {
+    const int fds[] = {a->signal_fd, a->bell_fd, a->joined_fd, a->listen_fd};
+    for (size_t i = 0; i < SP_LEN(fds); i++)
+        if (fds[i] >= 0) close(fds[i]);
+    for (int i = 0; i < a->n_ranks; i++)
+        if (a->ranks[i].ring_fd >= 0) close(a->ranks[i].ring_fd);
+    sp_token_wipe(&a->contact.token);
+}
+
+int sp_agent_lead(const sp_config *config, const sp_place *place, int argc, char **argv) {
+    (void)argc;
+    agent *a = sp_alloc(sizeof *a);
+    *a = (agent){.config = config,
+                 .place = place,
+                 .bell_fd = -1,
+                 .signal_fd = -1,
+                 .listen_fd = -1,
+                 .joined_fd = -1,
+                 .kill_at_ns = SP_NEVER};
+    for (int i = 0; i < SP_BOOT_RINGS_MAX; i++) a->ranks[i].ring_fd = -1;
+    sp_err err = {0};
+    sp_status st = write_pid(config->pid_file, &err);
+    if (st == SP_OK) st = start_all(a, argv, &err);
+    if (st != SP_OK) {
+        fprintf(stderr, "superpod: %s\n", err.text);
+        kill_all(a, SIGKILL);
+    }
+    while (any_runs(a)) wait_for_events(a);
+    sp_meeting_end(place);
+    bool refused = st == SP_E_INVALID || st == SP_E_DENIED || st == SP_E_UNSUPPORTED ||
+                   (st == SP_E_IO && !a->head.was_started);
+    int code = st == SP_OK ? exit_code(a) : refused ? SP_EXIT_CONFIG : SP_EXIT_PEER;
+    if (config->pid_file && unlink(config->pid_file) != 0) sp_debug("the pid file is gone already");
+    close_all(a);
+    sp_free(a);
+    return code;
 }

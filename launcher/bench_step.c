@@ -48,6 +48,10 @@ static sp_status take_batch(bench *b, sp_err *err) {
 static sp_status open_bench(bench *b, sp_err *err) {
     const sp_config *c = b->config;
     sp_dev_config dc = {.backend = c->backend, .n_threads = (int)c->threads, .pin_threads = c->pin};
+    if (c->tp * c->pp != 1)
+        return SP_FAIL(err, SP_E_UNSUPPORTED,
+                       "bench step times one rank without neighbours, got tp %d x pp %d",
+                       (int)c->tp, (int)c->pp);
     SP_TRY(sp_model_prove(&b->model, c, err));
     SP_TRY(take_batch(b, err));
     SP_TRY(sp_dev_open(&b->dev, &dc, err));
@@ -60,6 +64,7 @@ static sp_status open_bench(bench *b, sp_err *err) {
         .n_blocks = b->n * b->blocks_each,
         .kv_dtype = b->model.plan.kv.dtype,
     };
+    SP_TRY(sp_part_of(&sc.part, &b->model.desc, b->model.arch, 1, 1, NULL, 0, 0, err));
     SP_TRY(sp_forward_open(&b->stage, &b->dev, b->dir, &b->model.desc, b->model.arch, &sc, NULL,
                            NULL, err));
     b->sampler = sp_sampler_create(b->model.desc.vocab);

@@ -30,15 +30,16 @@ typedef struct row {
 #define HTTP SP_CMD_SERVE
 #define GEN (SP_CMD_RUN)
 #define FEED (SP_CMD_RUN | SP_CMD_LOGITS)
+#define PLAN SP_CMD_PLAN
 
 static const row rows[] = {
-    {"model", "m", STR, AT(model), NULL, 0, 0, ALL,
+    {"model", "m", STR, AT(model), NULL, 0, 0, ALL | PLAN,
      "a model directory, or org/name from the local Hugging Face cache"},
-    {"config", NULL, STR, AT(config), NULL, 0, 0, ALL,
+    {"config", NULL, STR, AT(config), NULL, 0, 0, ALL | PLAN,
      "a YAML file of these options (flags and variables win)"},
     {"served-model-name", NULL, LIST, AT(served_model_name), NULL, 0, 0, HTTP,
      "the model's name in the API, and aliases (default: --model as given)"},
-    {"max-model-len", "c", INT, AT(max_model_len), "0", 0, 1 << 24, ALL,
+    {"max-model-len", "c", INT, AT(max_model_len), "0", 0, 1 << 24, ALL | PLAN,
      "longest prompt and answer together, in tokens; 0: the model's own"},
     {"chat-template", NULL, STR, AT(chat_template), NULL, 0, 0, HTTP | GEN,
      "a Jinja file in place of the model's own template"},
@@ -49,25 +50,66 @@ static const row rows[] = {
 
     {"tensor-parallel-size", "tp", INT, AT(tp), "1", 1, 64, ALL, "ranks that share each layer"},
     {"pipeline-parallel-size", "pp", INT, AT(pp), "1", 1, 64, ALL, "stages of layers"},
-    {"pp-layers", NULL, STR, AT(pp_layers), NULL, 0, 0, ALL,
+    {"tensor-parallel-size", "tp", INT, AT(tp), "0", 0, 64, PLAN,
+     "ranks that share each layer; 0: the devices of a node"},
+    {"pipeline-parallel-size", "pp", INT, AT(pp), "0", 0, 64, PLAN,
+     "stages of layers; 0: the nodes"},
+    {"nodes", NULL, STR, AT(nodes), NULL, 0, 0, PLAN,
+     "NODESxDEVICESxKIND, as 2x8xH100-80G, 4xA100-40G, CPU-64G or CPU-64G@200 (GB/s)"},
+    {"json", NULL, BOOL, AT(json), "false", 0, 0, PLAN, "as JSON"},
+    {"pp-layers", NULL, STR, AT(pp_layers), NULL, 0, 0, ALL | PLAN,
      "layers of each stage, as 30,32,32,32"},
+    {"collectives", NULL, STR, AT(collectives), "auto", 0, 0, ALL,
+     "auto (shm inside a node, ucx between nodes), shm or ucx"},
+    {"null-model", NULL, BOOL, AT(null_model), "false", 0, 0, HTTP,
+     "a rehearsal: config.json alone, no weights; real control path, collectives and activation "
+     "sizes, hashes for tokens"},
     {"backend", "device", STR, AT(backend), "auto", 0, 0, ALL,
      "auto, cpu (cpu-avx512, cpu-avx2, cpu-generic), or ref"},
     {"threads", "t", INT, AT(threads), "0", 0, 1024, ALL,
      "compute threads of a rank; 0: as many as cores"},
     {"pin-threads", NULL, BOOL, AT(pin), "false", 0, 0, ALL, "bind each compute thread to a core"},
-    {"block-size", NULL, INT, AT(block_size), "16", 8, 128, ALL, "tokens of a KV block"},
-    {"kv-cache-dtype", NULL, STR, AT(kv_cache_dtype), "auto", 0, 0, ALL, "auto, f32, f16 or bf16"},
-    {"max-num-seqs", NULL, INT, AT(max_num_seqs), "64", 1, 4096, ALL,
+    {"block-size", NULL, INT, AT(block_size), "16", 8, 128, ALL | PLAN, "tokens of a KV block"},
+    {"kv-cache-dtype", NULL, STR, AT(kv_cache_dtype), "auto", 0, 0, ALL | PLAN,
+     "auto, f32, f16 or bf16"},
+    {"max-num-seqs", NULL, INT, AT(max_num_seqs), "64", 1, 4096, ALL | PLAN,
      "sequences that run together"},
-    {"max-num-batched-tokens", NULL, INT, AT(max_num_batched_tokens), "512", 1, 65536, ALL,
+    {"max-num-batched-tokens", NULL, INT, AT(max_num_batched_tokens), "512", 1, 65536, ALL | PLAN,
      "tokens of one step: the chunk of a long prompt"},
-    {"num-gpu-blocks-override", "num-kv-blocks", INT, AT(num_blocks), "0", 0, 1 << 26, ALL,
+    {"num-gpu-blocks-override", "num-kv-blocks", INT, AT(num_blocks), "0", 0, 1 << 26, ALL | PLAN,
      "KV blocks; 0: computed from memory"},
     {"enable-prefix-caching", NULL, BOOL, AT(prefix_caching), "true", 0, 0, ALL,
      "keep finished KV blocks and find them again"},
 
-    {"host", NULL, STR, AT(host), "127.0.0.1", 0, 0, HTTP, "address to listen on; 0.0.0.0 for all"},
+    {"role", NULL, STR, AT(role), "auto", 0, 0, HTTP,
+     "auto (as the launcher says), head, or worker (joins --head; needs no model option)"},
+    {"head", "master-addr", STR, AT(head), NULL, 0, 0, HTTP,
+     "host:port where a worker finds the head"},
+    {"head-port", "master-port", INT, AT(head_port), "0", 0, 65535, HTTP,
+     "port where the head waits for workers; 0: a free one where the launcher can tell it, else "
+     "7000"},
+    {"token-file", NULL, STR, AT(token_file), NULL, 0, 0, HTTP,
+     "file of the pod token, 64 hexadecimal digits, mode 0600; also SUPERPOD_POD_TOKEN"},
+    {"nnodes", NULL, INT, AT(nnodes), "0", 0, 4096, HTTP,
+     "agents of the pod, the head's included; 0: as the launcher says, for --role head one a "
+     "stage"},
+    {"rank", "node-rank", INT, AT(rank), "-1", -1, 4095, HTTP,
+     "this agent's number; -1: as the launcher or the head says"},
+    {"slots", NULL, INT, AT(slots), "0", 0, 512, HTTP,
+     "ranks that this agent may start; 0: as many as its share"},
+    {"join-timeout", NULL, INT, AT(join_timeout_s), "300", 1, 86400, HTTP,
+     "seconds that head and workers wait for one another at the start"},
+    {"preflight", NULL, STR, AT(preflight), "warn", 0, 0, HTTP,
+     "what a bad network or a low limit does before loading: warn, strict (exit 10) or off"},
+    {"pid-file", NULL, STR, AT(pid_file), NULL, 0, 0, HTTP,
+     "holds the process id whose SIGTERM drains the pod; removed at the end"},
+    {"endpoint-file", NULL, STR, AT(endpoint_file), NULL, 0, 0, HTTP,
+     "written when ready, removed at the end: JSON with url and model"},
+
+    {"host", NULL, STR, AT(host), NULL, 0, 0, HTTP,
+     "address to listen on (127.0.0.1; all addresses where Slurm, LeaderWorkerSet or KServe "
+     "started "
+     "the pod)"},
     {"port", NULL, INT, AT(port), "8000", 0, 65535, HTTP,
      "port to listen on; 0 takes a free one and says which"},
     {"api-key", NULL, LIST, AT(api_key), NULL, 0, 0, HTTP,
@@ -390,7 +432,7 @@ sp_status sp_config_parse(sp_config *out, sp_command command, int argc, char **a
     if (st == SP_OK && path) st = sp_yaml_read(path, from_yaml, &c, err);
     if (st == SP_OK) st = set_from_env(&c, err);
     if (st == SP_OK) st = take_args(&c, argc, argv, help, err);
-    if (st == SP_OK && !*help && !c.model)
+    if (st == SP_OK && !*help && !c.model && strcmp(c.role, "worker") != 0)
         st = SP_FAIL(err, SP_E_INVALID,
                      "no model: give --model DIR (the demo model is configs/podling)");
     if (st != SP_OK) {

@@ -25,6 +25,7 @@ typedef enum sp_command {
     SP_CMD_RUN = 2,
     SP_CMD_LOGITS = 4, /* inspect logits */
     SP_CMD_STEP = 8,   /* bench step */
+    SP_CMD_PLAN = 16,
 } sp_command;
 
 typedef struct sp_config {
@@ -37,7 +38,8 @@ typedef struct sp_config {
     /* partition and step */
     int64_t tp, pp;
     const char *pp_layers;
-    const char *backend;
+    const char *backend, *collectives;
+    bool null_model;
     int64_t threads;
     bool pin;
     int64_t block_size, max_num_seqs, max_num_batched_tokens, num_blocks;
@@ -50,6 +52,12 @@ typedef struct sp_config {
     int64_t max_queue, max_connections, max_body_bytes, max_header_bytes, max_json_depth;
     int64_t max_logprobs, text_threads, request_timeout_s, shutdown_timeout_s;
     bool access_log;
+    /* the super pod */
+    const char *role, *head, *token_file, *preflight, *endpoint_file, *pid_file;
+    int64_t rank, nnodes, slots, head_port, join_timeout_s;
+    int ranks_on_node; /* no option: as the launcher's place says; 0 counts as all of them */
+    const char *nodes; /* plan */
+    bool json;
     /* words */
     const char *log_level, *log_format;
     bool quiet;

@@ -1,7 +1,9 @@
 /* launcher/form.h - what the head tells a rank to become: the FORM frame.
  *
  * One JSON object, so that a person can read it in a log; every key must be there, none other may.
- * It is the only thing that configures a rank.
+ * It is the only thing that configures a rank. All ranks get the same but for `rank`, `local_rank`
+ * and `local_ranks`; the hash of the rest is the pod's configuration, which every rank computes and
+ * says again, so that no two ranks can run by different words.
  *
  * Thread: plain data. */
 #pragma once
@@ -10,11 +12,21 @@
 
 typedef struct sp_form {
     char model_dir[4096];
-    char backend[32], kv_dtype[16], log_level[16];
+    char backend[32], kv_dtype[16], log_level[16], collectives[16];
+    char pp_layers[1024]; /* "30,32": layers of each stage */
+    char nodes[4096];     /* "0,0,1,1": the node of each rank, so that neighbours are known */
+    char group_key[72];   /* hexadecimal: those who share memory prove it */
+    char fingerprint[72]; /* hexadecimal, of the model the head has seen */
+    int64_t tp, pp;
     int64_t threads, block_tokens, n_blocks, max_model_len, max_num_seqs, max_batched_tokens;
     int64_t max_step_rows; /* logits rows of one step */
-    bool pin, log_json;
+    int64_t timeout_ms;    /* of waiting for a neighbour inside a step */
+    bool pin, log_json, null_model;
+    int64_t rank;                    /* 0..tp*pp-1: stage rank/tp, tensor-parallel rank rank%tp */
+    int64_t local_rank, local_ranks; /* among the ranks of its node */
 } sp_form;
+
+#define SP_CONFIG_HASH_BYTES 65 /* text, NUL included */
 
 /** Appends the JSON text of `form`. */
 void sp_form_write(const sp_form *form, sp_buf *out);
@@ -22,3 +34,10 @@ void sp_form_write(const sp_form *form, sp_buf *out);
 /** Errors: SP_E_FORMAT not JSON; SP_E_INVALID a key that is missing, unknown, of the wrong type or
  * out of range, by name. */
 SP_NODISCARD sp_status sp_form_read(sp_form *out, sp_slice json, sp_err *err);
+
+/** SHA-256, in hexadecimal, of what all ranks share. */
+void sp_form_hash(const sp_form *form, char out[SP_CONFIG_HASH_BYTES]);
+
+/** Parses `nodes` or `pp_layers`. Errors: SP_E_INVALID not `n` numbers of min..max. */
+SP_NODISCARD sp_status sp_form_numbers(const char *text, int n, int32_t min, int32_t max,
+                                       int32_t *out, sp_err *err);

@@ -1,7 +1,7 @@
 #include "launcher/head.h"
 
-#include "comm/link.h"
-#include "launcher/form.h"
+#include "launcher/boot.h"
+#include "launcher/bytes_text.h"
 #include "launcher/head_serve.h"
 #include "launcher/logits.h"
 #include "launcher/terminal.h"
@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -22,12 +23,12 @@
 #include <unistd.h>
 
 #define SP_LOG "head"
-#define FORM_TIMEOUT_NS (10 * SP_NS_PER_S)
 
 typedef struct head {
     sp_config config;
     sp_model model;
-    sp_link *link;
+    sp_boot boot;
+    sp_pod *pod;
     sp_engine *engine;
     sp_tokenizer *tokenizer;
     sp_chat *chat;
@@ -63,36 +64,6 @@ static void raise_file_limit(void) {
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) sp_debug("open files stay at their limit");
 }
 
-static void copy_text(char *to, size_t n, const char *from) {
-    snprintf(to, n, "%s", from);
-}
-
-static sp_status send_form(head *h, sp_err *err) {
-    const sp_config *c = &h->config;
-    const sp_plan *p = &h->model.plan;
-    sp_form form = {.threads = c->threads,
-                    .pin = c->pin,
-                    .block_tokens = c->block_size,
-                    .n_blocks = p->n_blocks,
-                    .max_model_len = p->max_model_len,
-                    .max_num_seqs = p->max_num_seqs,
-                    .max_batched_tokens = p->max_num_batched_tokens,
-                    .max_step_rows = p->max_rows,
-                    .log_json = strcmp(c->log_format, "json") == 0};
-    copy_text(form.model_dir, sizeof form.model_dir, h->model.dir);
-    copy_text(form.backend, sizeof form.backend, c->backend);
-    copy_text(form.kv_dtype, sizeof form.kv_dtype, c->kv_cache_dtype);
-    copy_text(form.log_level, sizeof form.log_level, c->log_level);
-    sp_buf text;
-    sp_buf_init(&text, 0);
-    sp_form_write(&form, &text);
-    sp_piece piece = {text.ptr, (uint32_t)text.len};
-    sp_status st =
-        sp_link_send(h->link, SP_FRAME_FORM, &piece, 1, sp_now_ns() + FORM_TIMEOUT_NS, err);
-    sp_buf_fini(&text);
-    return st;
-}
-
 /* A rank that has not answered for so long is hung, not busy: no CPU is below 2 GFLOP/s. */
 static int64_t step_timeout_ns(const sp_plan *p) {
     double flops = 2.0 * (double)p->n_params * (double)p->max_num_batched_tokens;
@@ -108,17 +79,19 @@ static sp_status make_engine(head *h, sp_err *err) {
     ec.block_tokens = p->kv.block_tokens;
     ec.n_blocks = p->n_blocks;
     ec.max_model_len = p->max_model_len;
+    ec.n_stages = p->pp;
+    ec.sampler = sp_pod_sampler(h->pod);
     ec.n_vocab = h->model.desc.vocab;
     ec.eos_ids = h->model.desc.eos;
     ec.n_eos_ids = h->model.desc.n_eos;
     ec.queue_max = (int32_t)h->config.max_queue;
     ec.step_timeout_ns = step_timeout_ns(p);
     ec.enable_prefix_cache = h->config.prefix_caching;
-    /* One pod, one model, one life: a fresh secret keeps the chain of others out. The model's own
-     * fingerprint comes with caches that outlive a process. */
+    memcpy(ec.fingerprint, h->model.fingerprint, sizeof ec.fingerprint);
+    /* One pod, one life: a fresh secret keeps the chains of others out. */
     if (getrandom(ec.cache_key, sizeof ec.cache_key, 0) != sizeof ec.cache_key)
         return SP_FAIL(err, SP_E_IO, "no random bytes: %s", strerror(errno));
-    SP_TRY(sp_engine_create(&h->engine, &ec, h->link, err));
+    SP_TRY(sp_engine_create(&h->engine, &ec, sp_pod_fan(h->pod), err));
     return sp_engine_start(h->engine, err);
 }
 
@@ -134,27 +107,41 @@ static sp_status load_chat(head *h, sp_err *err) {
 
 static sp_status load_text(head *h, sp_err *err) {
     if (h->config.command == SP_CMD_LOGITS && h->config.tokens) return SP_OK;
+    if (h->config.null_model) {
+        SP_TRY(sp_bytes_tokenizer(&h->tokenizer, err));
+        return sp_bytes_chat(&h->chat, h->tokenizer, err);
+    }
     SP_TRY(sp_tokenizer_load(&h->tokenizer, h->model.dir, err));
     if (h->config.command == SP_CMD_LOGITS) return SP_OK;
     return load_chat(h, err);
 }
 
-/* The rank loads while the head reads the tokenizer, so FORM goes first. */
-static sp_status open_head(head *h, int ring_fd, sp_err *err) {
+/* Agents wait for this: their part of the meeting is over. */
+static void say_joined(const head *h) {
+    if (h->boot.joined_fd < 0) return;
+    eventfd_write(h->boot.joined_fd, 1);
+    close(h->boot.joined_fd);
+}
+
+/* The ranks load while the head reads the tokenizer, so FORM goes first. */
+static sp_status open_head(head *h, sp_err *err) {
     raise_file_limit();
     SP_TRY(open_signals(h, err));
-    SP_TRY(sp_link_open_ring(&h->link, ring_fd, 0, err));
+    h->config.ranks_on_node = h->boot.ranks_on_node;
+    if (!h->config.host) h->config.host = h->boot.outward ? "0.0.0.0" : "127.0.0.1";
     SP_TRY(sp_model_prove(&h->model, &h->config, err));
-    SP_TRY(send_form(h, err));
+    SP_TRY(sp_pod_open(&h->pod, &h->config, &h->model, &h->boot, h->stop_fd, err));
+    say_joined(h);
     SP_TRY(make_engine(h, err));
     return load_text(h, err);
 }
 
-static void close_head(head *h) {
+static void close_head(head *h, int code, const char *why) {
     sp_engine_destroy(h->engine);
     sp_chat_free(h->chat);
     sp_tokenizer_free(h->tokenizer);
-    if (h->link) sp_link_close(h->link);
+    sp_pod_close(h->pod, code, why);
+    explicit_bzero(&h->boot.token, sizeof h->boot.token);
     sp_model_fini(&h->model);
     if (h->stop_fd >= 0) close(h->stop_fd);
     sp_config_fini(&h->config);
@@ -180,7 +167,8 @@ static int run_front(head *h) {
                   .engine = h->engine,
                   .tokenizer = h->tokenizer,
                   .chat = h->chat,
-                  .stop_fd = h->stop_fd};
+                  .stop_fd = h->stop_fd,
+                  .pod = h->pod};
     switch (h->config.command) {
     case SP_CMD_SERVE:
         return sp_head_serve(&f);
@@ -189,40 +177,54 @@ static int run_front(head *h) {
     case SP_CMD_LOGITS:
         return sp_logits_run(&f);
     case SP_CMD_STEP:
+    case SP_CMD_PLAN:
         break;
     }
     return SP_EXIT_USAGE;
 }
 
+static int exit_of(sp_status st) {
+    switch (st) {
+    case SP_E_CLOSED: /* a rank has said why it ended */
+    case SP_E_PEER_LOST:
+    case SP_E_TIMEOUT:
+        return SP_EXIT_PEER;
+    case SP_E_CANCELED:
+        return 128 + SIGINT; /* as a shell would say it */
+    default:
+        return SP_EXIT_CONFIG;
+    }
+}
+
+static sp_status parse(head *h, sp_command command, int argc, char **argv, sp_err *err) {
+    bool help;
+    sp_log_level level = SP_LOG_INFO;
+    sp_status st = sp_config_parse(&h->config, command, argc, argv, &help, err);
+    if (st == SP_OK) st = sp_log_parse_level(h->config.log_level, &level);
+    if (h->config.quiet && level > SP_LOG_WARN) level = SP_LOG_WARN;
+    sp_log_setup("head", level, st == SP_OK && strcmp(h->config.log_format, "json") == 0);
+    return st;
+}
+
 int sp_head(int argc, char **argv) {
-    int64_t fd;
+    head *h = sp_alloc(sizeof *h);
+    h->stop_fd = -1;
+    sp_err err = {0};
     int command = argc >= 3 ? command_of(argv[2]) : 0;
-    if (!command || sp_parse_i64(sp_slice_of(argv[1]), &fd) != SP_OK) {
+    if (!command || sp_boot_read(&h->boot, argv[1], &err) != SP_OK) {
         fprintf(stderr, "superpod: internal-head is started by superpod itself\n");
+        sp_free(h);
         return SP_EXIT_USAGE;
     }
     prctl(PR_SET_NAME, "superpod-head");
-    head h = {.stop_fd = -1};
-    sp_err err = {0};
-    bool help;
-    sp_log_level level = SP_LOG_INFO;
-    sp_status st = sp_config_parse(&h.config, (sp_command)command, argc - 2, argv + 2, &help, &err);
-    if (st == SP_OK) st = sp_log_parse_level(h.config.log_level, &level);
-    if (h.config.quiet && level > SP_LOG_WARN) level = SP_LOG_WARN;
-    sp_log_setup("head", level, st == SP_OK && strcmp(h.config.log_format, "json") == 0);
-    if (st == SP_OK) st = open_head(&h, (int)fd, &err);
-    if (st == SP_OK && command != SP_CMD_SERVE) st = wait_ready(&h, &err);
-    int code;
-    if (st == SP_E_CLOSED) {
-        code = SP_EXIT_PEER; /* the rank has said why it ended */
-    } else if (st == SP_E_CANCELED) {
-        code = 128 + SIGINT; /* as a shell would say it */
-    } else if (st != SP_OK) {
+    sp_status st = parse(h, (sp_command)command, argc - 2, argv + 2, &err);
+    if (st == SP_OK) st = open_head(h, &err);
+    if (st == SP_OK && command != SP_CMD_SERVE) st = wait_ready(h, &err);
+    if (st != SP_OK && st != SP_E_CLOSED && st != SP_E_CANCELED)
         fprintf(stderr, "superpod: %s\n", err.text);
-        code = SP_EXIT_CONFIG;
-    } else {
-        code = run_front(&h);
-    }
-    close_head(&h);
+    int code = st == SP_OK ? run_front(h) : exit_of(st);
+    if (st == SP_E_CANCELED && command == SP_CMD_SERVE) code = SP_EXIT_OK; /* drained of nothing */
+    close_head(h, code, st == SP_OK ? "its own command failed" : err.text);
+    sp_free(h);
     return code;
 }

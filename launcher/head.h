@@ -8,6 +8,7 @@
 
 #include "launcher/config.h"
 #include "launcher/model.h"
+#include "launcher/pod.h"
 #include "runtime/engine/engine.h"
 #include "runtime/text/chat.h"
 #include "runtime/text/tokenizer.h"
@@ -20,7 +21,8 @@ typedef struct sp_front {
     const sp_tokenizer *tokenizer; /* NULL for inspect logits on a directory without one */
     const sp_chat *chat;           /* NULL: the model has no template */
     int stop_fd;                   /* readable after SIGTERM or SIGINT: a signalfd */
+    sp_pod *pod;                   /* who computes; looked after by `serve`'s ctl thread */
 } sp_front;
 
-/** "internal-head RINGFD COMMAND ...": started by the agent only. */
+/** "internal-head BOOTFD COMMAND ...": started by the first agent only. */
 int sp_head(int argc, char **argv);

@@ -6,7 +6,10 @@
 #include "runtime/base/thread.h"
 #include "runtime/engine/engine_core.h"
 
+#include <errno.h>
 #include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -39,6 +42,39 @@ static void say_ready(const ctl *c) {
     fflush(stdout);
 }
 
+/* Written beside its name and renamed: who looks sees all of it or nothing. */
+static void write_endpoint(const ctl *c) {
+    const sp_config *config = c->front->config;
+    if (!config->endpoint_file) return;
+    char host[256] = "", path[4200];
+    bool any = strcmp(config->host, "0.0.0.0") == 0 || strcmp(config->host, "::") == 0;
+    if (!any || gethostname(host, sizeof host - 1) != 0)
+        snprintf(host, sizeof host, "%s", config->host);
+    sp_buf text;
+    sp_buf_init(&text, 0);
+    sp_jw w = sp_jw_on(&text);
+    char url[300];
+    snprintf(url, sizeof url, "http://%s:%d", host, sp_server_bound_port(c->server));
+    const char *job = getenv("SLURM_JOB_ID");
+    sp_jw_object(&w);
+    sp_jw_key(&w, "url"), sp_jw_str(&w, url);
+    sp_jw_key(&w, "model"), sp_jw_str(&w, first_name(config));
+    sp_jw_key(&w, "pid"), sp_jw_int(&w, getpid());
+    sp_jw_key(&w, "job_id"), sp_jw_str(&w, job ? job : "");
+    sp_jw_key(&w, "nodes"), sp_jw_int(&w, sp_pod_roster(c->front->pod)->n_nodes);
+    sp_jw_key(&w, "ranks"), sp_jw_int(&w, sp_pod_roster(c->front->pod)->n_ranks);
+    sp_jw_object_end(&w);
+    sp_buf_putc(&text, '\n');
+    snprintf(path, sizeof path, "%s.%d.tmp", config->endpoint_file, (int)getpid());
+    FILE *f = fopen(path, "we");
+    bool ok = f && fwrite(text.ptr, 1, text.len, f) == text.len;
+    if (f && fclose(f) != 0) ok = false;
+    if (!ok || rename(path, config->endpoint_file) != 0)
+        sp_error("option 'endpoint-file': '%s' cannot be written: %s", config->endpoint_file,
+                 strerror(errno));
+    sp_buf_fini(&text);
+}
+
 static void show_progress(const ctl *c, bool end) {
     uint64_t done, all;
     char a[24], b[24];
@@ -56,9 +92,11 @@ static void show_progress(const ctl *c, bool end) {
 
 /* Waits for a signal or for the loop's end; true when the loop has ended. */
 static bool wait_some(ctl *c, int timeout_ms) {
-    struct pollfd p[2] = {{.fd = c->front->stop_fd, .events = POLLIN},
-                          {.fd = c->done.fd, .events = POLLIN}};
-    if (poll(p, 2, timeout_ms) <= 0) return false;
+    struct pollfd p[3] = {{.fd = c->front->stop_fd, .events = POLLIN},
+                          {.fd = c->done.fd, .events = POLLIN},
+                          {.fd = sp_pod_watch_fd(c->front->pod), .events = POLLIN}};
+    if (poll(p, 3, timeout_ms) <= 0) return false;
+    if (p[2].revents) sp_pod_look(c->front->pod);
     if (p[0].revents) {
         struct signalfd_siginfo info;
         while (read(c->front->stop_fd, &info, sizeof info) == sizeof info)
@@ -77,7 +115,9 @@ static void *ctl_main(void *arg) {
         if (state == SP_ENGINE_STARTING) show_progress(c, false);
         if (state == SP_ENGINE_READY && !c->told) {
             show_progress(c, true);
+            sp_pod_set_state(c->front->pod, SP_RANK_ACTIVE);
             say_ready(c);
+            write_endpoint(c);
             c->told = true;
         }
         if (state == SP_ENGINE_FAILED && !failed) {
@@ -86,6 +126,10 @@ static void *ctl_main(void *arg) {
         }
         if (wait_some(c, state == SP_ENGINE_STARTING ? LOOK_MS : LOOK_FAILED_MS)) return NULL;
     }
+}
+
+static void put_status(void *ctx, sp_buf *out) {
+    sp_pod_status(ctx, out);
 }
 
 static sp_server_config server_config(const sp_front *f) {
@@ -113,6 +157,8 @@ static sp_server_config server_config(const sp_front *f) {
     sc.request_timeout_ms = (int)(c->request_timeout_s * 1000);
     sc.shutdown_timeout_ms = (int)(c->shutdown_timeout_s * 1000);
     sc.access_log = c->access_log;
+    sc.status = put_status;
+    sc.status_ctx = f->pod;
     if (strcmp(c->generation_config, "auto") == 0)
         sc.defaults =
             (sp_sampling_defaults){d->gen_temperature,        d->gen_top_p, d->gen_min_p,
@@ -139,6 +185,8 @@ int sp_head_serve(const sp_front *f) {
         sp_wake_signal(&c.done);
         sp_thread_join(&thread);
     }
+    if (c.told && f->config->endpoint_file && unlink(f->config->endpoint_file) != 0)
+        sp_debug("the endpoint file is gone already");
     sp_wake_close(&c.done);
     sp_server_destroy(c.server);
     if (st != SP_OK) return SP_EXIT_CONFIG;

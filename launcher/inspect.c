@@ -4,6 +4,7 @@
 #include "launcher/inspect_template.h"
 #include "launcher/inspect_tokens.h"
 #include "launcher/serve.h"
+#include "launcher/topology.h"
 #include "runtime/base/status.h"
 
 #include <stdio.h>
@@ -25,6 +26,7 @@ static const word words[] = {
     {"tensors", sp_inspect_tensors, "the tensors of a safetensors file"},
     {"logits", inspect_logits, "the logits of every position of a prompt"},
     {"model", sp_inspect_model, "sizes, bytes and limits of a model"},
+    {"topology", sp_inspect_topology, "cores, memory, network and devices of this machine"},
     {"config", sp_inspect_config, "config.json as it was understood, and what is refused"},
 };
 

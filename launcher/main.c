@@ -2,7 +2,9 @@
 #include "launcher/bench.h"
 #include "launcher/head.h"
 #include "launcher/inspect.h"
+#include "launcher/plan.h"
 #include "launcher/rank.h"
+#include "launcher/remote.h"
 #include "launcher/serve.h"
 #include "runtime/base/status.h"
 
@@ -20,12 +22,15 @@ static const command commands[] = {
     {"run", sp_run, "answer one prompt, or chat in the terminal"},
     {"inspect", sp_inspect, "tokens, template, tensors, logits, model, config: what is in a model"},
     {"bench", sp_bench, "http: load a server; step: time a rank's decode step"},
+    {"plan", sp_plan_command, "what would go where, whether it fits, how fast: before loading"},
+    {"status", sp_status_command, "who computes: nodes, ranks, stages of a running pod"},
+    {"probe", sp_probe_command, "--startup, --live or --ready: for Kubernetes"},
     {"internal-head", sp_head, NULL},
     {"internal-rank", sp_rank, NULL},
 };
 
-/* Words of the command set that come with several ranks; refused by name until then. */
-static const char *const later[] = {"plan", "probe", "status", "key"};
+/* Words of the command set that are not here yet; refused by name. */
+static const char *const later[] = {"key"};
 
 static int help(FILE *to) {
     fputs("superpod " SP_VERSION ": serves large language models from many machines\n\n"

@@ -4,8 +4,16 @@
 #include "runtime/base/mem.h"
 #include "runtime/model/weights.h"
 
-/* The tensors' own types count, not what config.json says of them. */
-static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir *dir, sp_err *err) {
+/* A rehearsal holds no weights and no keys: its sizes are what a step and a context need. */
+#define NULL_MODEL_LEN 8192
+#define NULL_BATCHED_TOKENS 128
+
+static int32_t ranks_on_node(const sp_config *c) {
+    return c->ranks_on_node ? c->ranks_on_node : (int32_t)(c->tp * c->pp);
+}
+
+static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_config *c,
+                              const sp_model_dir *dir, sp_err *err) {
     sp_plan_request req = {
         .desc = &m->desc,
         .arch = m->arch,
@@ -14,33 +22,54 @@ static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir 
         .packed = sp_dev_cpu.packed_bytes,
         .tp = (int32_t)c->tp,
         .pp = (int32_t)c->pp,
+        .pp_layers = c->pp_layers ? m->pp_layers : NULL,
         .block_tokens = (int32_t)c->block_size,
         .max_model_len = (int32_t)c->max_model_len,
         .max_num_seqs = (int32_t)c->max_num_seqs,
         .max_num_batched_tokens = (int32_t)c->max_num_batched_tokens,
         .n_blocks = (int32_t)c->num_blocks,
+        .ranks_on_node = ranks_on_node(c),
     };
     SP_TRY(sp_kv_dtype_parse(c->kv_cache_dtype, &req.kv_dtype, err));
     SP_TRY(sp_memory_read(&req.memory, "", err));
+    if (c->null_model) {
+        req.memory = (sp_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
+        if (req.max_num_batched_tokens > NULL_BATCHED_TOKENS)
+            req.max_num_batched_tokens = NULL_BATCHED_TOKENS;
+        if (!req.max_model_len && m->desc.max_positions > NULL_MODEL_LEN)
+            req.max_model_len = NULL_MODEL_LEN;
+    }
+    *out = req;
+    return SP_OK;
+}
+
+/* The tensors' own types count, not what config.json says of them. */
+static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir *dir, sp_err *err) {
+    sp_plan_request req;
+    if (c->pp_layers) SP_TRY(sp_pp_layers_parse(c->pp_layers, (int32_t)c->pp, m->pp_layers, err));
+    SP_TRY(make_request(&req, m, c, dir, err));
     SP_TRY(sp_plan_make(&m->plan, &req, err));
+    for (int32_t s = 0; s < m->plan.pp; s++) m->pp_layers[s] = m->plan.stages[s].n_layers;
     m->max_model_len = m->plan.max_model_len;
     return SP_OK;
 }
 
+static sp_status prove_tensors(sp_model *m, const sp_config *c, sp_err *err) {
+    sp_model_dir *tensors = NULL;
+    sp_status st = c->null_model ? SP_OK : sp_model_dir_open(&tensors, m->dir, err);
+    if (st == SP_OK && tensors) st = sp_weights_check(tensors, &m->desc, m->arch, err);
+    if (st == SP_OK) st = plan_model(m, c, tensors, err);
+    if (st == SP_OK) st = sp_fingerprint_of(m->fingerprint, m->dir, tensors, err);
+    sp_model_dir_close(tensors);
+    return st;
+}
+
 sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
     sp_model m = {0};
-    if (config->pp_layers)
-        return SP_FAIL(err, SP_E_UNSUPPORTED,
-                       "option 'pp-layers': this version runs one stage, got '%.60s'",
-                       config->pp_layers);
     SP_TRY(sp_model_resolve(&m.dir, config->model, err));
     sp_status st = sp_model_desc_load(&m.desc, m.dir, err);
     if (st == SP_OK) st = sp_arch_find(&m.arch, &m.desc, err);
-    sp_model_dir *tensors = NULL;
-    if (st == SP_OK) st = sp_model_dir_open(&tensors, m.dir, err);
-    if (st == SP_OK) st = sp_weights_check(tensors, &m.desc, m.arch, err);
-    if (st == SP_OK) st = plan_model(&m, config, tensors, err);
-    sp_model_dir_close(tensors);
+    if (st == SP_OK) st = prove_tensors(&m, config, err);
     if (st != SP_OK) {
         sp_model_fini(&m);
         return st;

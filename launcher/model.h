@@ -6,6 +6,7 @@
 #pragma once
 
 #include "launcher/config.h"
+#include "launcher/fingerprint.h"
 #include "runtime/format/model_desc.h"
 #include "runtime/model/arch.h"
 #include "runtime/model/plan.h"
@@ -16,6 +17,8 @@ typedef struct sp_model {
     const sp_arch *arch;
     sp_plan plan;
     int32_t max_model_len;
+    int32_t pp_layers[SP_PLAN_PP_MAX]; /* [pp], as planned */
+    uint8_t fingerprint[SP_FINGERPRINT_BYTES];
 } sp_model;
 
 /** Errors: as sp_model_resolve(), sp_model_desc_load(), sp_arch_find(), sp_plan_make(); and

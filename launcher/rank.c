@@ -1,44 +1,80 @@
 #include "launcher/rank.h"
 
-#include "comm/link.h"
+#include "launcher/boot.h"
+#include "launcher/build_id.h"
+#include "launcher/bytes_text.h"
+#include "launcher/fingerprint.h"
 #include "launcher/form.h"
+#include "launcher/groups.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
+#include "runtime/base/mem.h"
+#include "runtime/engine/rehearsal.h"
 #include "runtime/engine/stage.h"
 #include "runtime/model/forward.h"
-#include "runtime/model/plan.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #define SP_LOG "rank"
-#define FORM_TIMEOUT_NS (60 * SP_NS_PER_S)
+#define JOIN_TIMEOUT_NS (60 * SP_NS_PER_S)
+/* The head waits for slower ranks and other nodes before it says the next word. */
+#define WORD_TIMEOUT_NS (600 * SP_NS_PER_S)
 #define PROGRESS_NS (50 * SP_NS_PER_MS)
+#define LAST_WORD_NS (500 * SP_NS_PER_MS)
 #define SEND_TIMEOUT_NS (30 * SP_NS_PER_S)
+#define GROUP_TIMEOUT_NS (60 * SP_NS_PER_S)
 
 typedef struct rank {
     sp_link *link;
     sp_form form;
     sp_model_desc desc;
     const sp_arch *arch;
+    sp_part part;
     sp_model_dir *dir;
+    sp_groups *groups;
     sp_dev dev;
     sp_forward *forward;
+    sp_rehearsal *rehearsal; /* in its place, with --null-model */
     sp_stage *stage;
+    int32_t threads;
     int64_t told_ns; /* when progress was last said */
     bool refused;    /* the model or the options are wrong, not the machine */
 } rank;
 
-static sp_status wait_form(rank *r, sp_err *err) {
+/* ---- words with the head ---- */
+
+static sp_status open_link(rank *r, const sp_boot *b, sp_err *err) {
+    if (b->ring_fd >= 0) {
+        SP_TRY(sp_link_open_ring(&r->link, b->ring_fd, 1, err));
+        sp_link_set_bells(r->link, -1, b->bell_fd);
+        return SP_OK;
+    }
+    sp_rank_words w = {.agent = b->agent, .local = b->local, .pid = getpid()};
+    sp_buf text;
+    sp_buf_init(&text, 0);
+    sp_rank_words_write(&w, &text);
+    sp_status st = sp_door_knock(&r->link, b->addresses, &b->token, sp_build_id(), SP_ROLE_RANK,
+                                 text.ptr, sp_now_ns() + JOIN_TIMEOUT_NS, err);
+    sp_buf_fini(&text);
+    return st;
+}
+
+/* The payload is borrowed until the next receive. */
+static sp_status wait_word(rank *r, sp_frame_type type, sp_slice *out, sp_err *err) {
     sp_frame frame;
-    sp_status st = sp_link_recv(r->link, &frame, sp_now_ns() + FORM_TIMEOUT_NS, err);
-    if (st == SP_AGAIN) return SP_FAIL(err, SP_E_CLOSED, "no FORM came from the head");
+    sp_status st = sp_link_recv(r->link, &frame, sp_now_ns() + WORD_TIMEOUT_NS, err);
+    if (st == SP_AGAIN) return SP_FAIL(err, SP_E_CLOSED, "the head says nothing");
     if (st != SP_OK) return st;
-    if (frame.type != SP_FRAME_FORM)
-        return SP_FAIL(err, SP_E_PROTOCOL, "want FORM first, got frame type %d", frame.type);
-    return sp_form_read(&r->form, (sp_slice){frame.payload, frame.length}, err);
+    if (frame.type == SP_FRAME_BYE) return SP_FAIL(err, SP_E_CLOSED, "the head ends");
+    if (frame.type != type)
+        return SP_FAIL(err, SP_E_PROTOCOL, "want frame type %d, got %d", type, frame.type);
+    *out = (sp_slice){frame.payload, frame.length};
+    return SP_OK;
 }
 
 static void on_progress(void *ctx, uint64_t done, uint64_t all) {
@@ -54,14 +90,90 @@ static void on_progress(void *ctx, uint64_t done, uint64_t all) {
     if (st != SP_OK) sp_debug("progress not sent: %s", err.text);
 }
 
-static sp_status load(rank *r, sp_err *err) {
+/* Before the stage runs, nobody else says why this rank ends. */
+static void tell_refusal(rank *r, sp_status st, const sp_err *why) {
+    sp_wire_fault_head head = {.reason = st == SP_E_DEVICE  ? SP_FAULT_DEVICE
+                                         : st == SP_E_NOMEM ? SP_FAULT_MEMORY
+                                         : r->refused       ? SP_FAULT_MODEL
+                                                            : SP_FAULT_INTERNAL,
+                               .text_bytes = (uint32_t)strnlen(why->text, SP_FAULT_TEXT_MAX)};
+    sp_piece pieces[] = {{&head, sizeof head}, {why->text, head.text_bytes}};
+    sp_err err = {0};
+    if (sp_link_send(r->link, SP_FRAME_FAULT, pieces, 2, sp_now_ns() + SP_NS_PER_S, &err) != SP_OK)
+        sp_debug("the head was not told: %s", err.text);
+}
+
+/* ---- what it is to become ---- */
+
+static int allowed_cores(void) {
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return n > 0 ? n : 1;
+}
+
+static void setup_log(const sp_form *f) {
+    char title[24];
+    sp_log_level level = SP_LOG_INFO;
+    if (sp_log_parse_level(f->log_level, &level) != SP_OK) level = SP_LOG_INFO;
+    snprintf(title, sizeof title, "rank %d", (int)f->rank);
+    sp_log_setup(title, level, f->log_json);
+    snprintf(title, sizeof title, "superpod-rank%d", (int)f->rank);
+    prctl(PR_SET_NAME, title);
+}
+
+static sp_status prove_same_model(rank *r, sp_err *err) {
     const sp_form *f = &r->form;
-    sp_dtype kv_dtype;
-    SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kv_dtype, err));
+    uint8_t id[SP_FINGERPRINT_BYTES];
+    char text[SP_FINGERPRINT_TEXT];
+    SP_TRY(sp_fingerprint_of(id, f->model_dir, r->dir, err));
+    sp_fingerprint_text(id, text);
+    if (strcmp(text, f->fingerprint) == 0) return SP_OK;
+    return SP_FAIL(err, SP_E_INVALID,
+                   "'%.80s' is another model than the head's: fingerprint %.12s, want %.12s",
+                   f->model_dir, text, f->fingerprint);
+}
+
+static sp_status read_model(rank *r, sp_err *err) {
+    const sp_form *f = &r->form;
+    int32_t pp_layers[SP_PLAN_PP_MAX], pp = (int32_t)f->pp, tp = (int32_t)f->tp;
+    SP_TRY(sp_form_numbers(f->pp_layers, pp, 1, INT32_MAX, pp_layers, err));
     SP_TRY(sp_model_desc_load(&r->desc, f->model_dir, err));
     SP_TRY(sp_arch_find(&r->arch, &r->desc, err));
-    SP_TRY(sp_model_dir_open(&r->dir, f->model_dir, err));
-    sp_dev_config dc = {.backend = f->backend, .n_threads = (int)f->threads, .pin_threads = f->pin};
+    if (!f->null_model) SP_TRY(sp_model_dir_open(&r->dir, f->model_dir, err));
+    SP_TRY(prove_same_model(r, err));
+    return sp_part_of(&r->part, &r->desc, r->arch, tp, pp, pp_layers, (int32_t)f->rank / tp,
+                      (int32_t)f->rank % tp, err);
+}
+
+static sp_status join_groups(rank *r, sp_err *err) {
+    const sp_form *f = &r->form;
+    bool crowded = f->local_ranks * r->threads > allowed_cores();
+    sp_address own;
+    SP_TRY(sp_groups_prepare(&r->groups, f, r->desc.hidden, r->desc.vocab, crowded, &own, err));
+    sp_buf text;
+    sp_buf_init(&text, 0);
+    sp_address_write(&own, &text);
+    sp_piece piece = {text.ptr, (uint32_t)text.len};
+    sp_status st =
+        sp_link_send(r->link, SP_FRAME_ADDRESS, &piece, 1, sp_now_ns() + SEND_TIMEOUT_NS, err);
+    sp_buf_fini(&text);
+    sp_slice word = {0};
+    if (st == SP_OK) st = wait_word(r, SP_FRAME_PEERS, &word, err);
+    if (st != SP_OK) return st;
+    int n = (int)(f->tp * f->pp);
+    sp_address *peers = sp_try_alloc_array((size_t)n, sizeof *peers);
+    if (!peers) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d addresses", n);
+    st = sp_peers_read(peers, n, word, err);
+    if (st == SP_OK) st = sp_groups_connect(r->groups, peers, sp_now_ns() + GROUP_TIMEOUT_NS, err);
+    sp_free(peers);
+    return st;
+}
+
+/* ---- loading ---- */
+
+static sp_status load_weights(rank *r, sp_dtype kv_dtype, sp_err *err) {
+    const sp_form *f = &r->form;
+    sp_dev_config dc = {.backend = f->backend, .n_threads = r->threads, .pin_threads = f->pin};
     SP_TRY(sp_dev_open(&r->dev, &dc, err));
     sp_forward_config fc = {
         .max_tokens = (int32_t)f->max_batched_tokens,
@@ -70,9 +182,30 @@ static sp_status load(rank *r, sp_err *err) {
         .block_tokens = (int32_t)f->block_tokens,
         .n_blocks = (int32_t)f->n_blocks,
         .kv_dtype = kv_dtype,
+        .part = r->part,
+        .tp = sp_groups_tp(r->groups),
+        .pp = sp_groups_pp(r->groups),
     };
     return sp_forward_open(&r->forward, &r->dev, r->dir, &r->desc, r->arch, &fc, on_progress, r,
                            err);
+}
+
+static sp_status load(rank *r, sp_err *err) {
+    sp_dtype kv_dtype;
+    SP_TRY(sp_kv_dtype_parse(r->form.kv_dtype, &kv_dtype, err));
+    if (!r->form.null_model) return load_weights(r, kv_dtype, err);
+    sp_rehearsal_config rc = {.hidden = r->desc.hidden,
+                              .n_layers = r->part.stage.n_layers,
+                              .tp = sp_groups_tp(r->groups),
+                              .pp = sp_groups_pp(r->groups),
+                              .n_vocab = r->desc.vocab,
+                              .token_lo = SP_BYTES_TOKEN_LO,
+                              .token_hi = SP_BYTES_TOKEN_HI,
+                              .n_blocks = (int32_t)r->form.n_blocks,
+                              .block_tokens = (int32_t)r->form.block_tokens,
+                              .max_batched_tokens = (int32_t)r->form.max_batched_tokens,
+                              .max_step_rows = (int32_t)r->form.max_step_rows};
+    return sp_rehearsal_create(&r->rehearsal, &rc, err);
 }
 
 static sp_status forward_step(void *ctx, const sp_batch *b, const float **logits, sp_err *err) {
@@ -80,8 +213,8 @@ static sp_status forward_step(void *ctx, const sp_batch *b, const float **logits
 }
 
 /* What changes the bits of a KV block: contract version, mode, KV type, backend class. */
-static void put_numerics(sp_wire_ready *offer) {
-    snprintf((char *)offer->numerics, sizeof offer->numerics, "1 exact %s cpu", offer->kv_dtype);
+static void put_numerics(sp_wire_ready *offer, const char *mode) {
+    snprintf((char *)offer->numerics, sizeof offer->numerics, "1 %s %s cpu", mode, offer->kv_dtype);
 }
 
 static sp_status make_stage(rank *r, sp_err *err) {
@@ -97,18 +230,60 @@ static sp_status make_stage(rank *r, sp_err *err) {
                   .n_groups = 1},
         .eos_ids = r->desc.eos,
         .n_eos_ids = r->desc.n_eos,
+        .role = {.embeds = r->part.stage_index == 0,
+                 .samples = r->part.stage_index == r->part.pp - 1 && r->part.tp_rank == 0,
+                 .feedback = sp_groups_feedback(r->groups),
+                 .steps_in_flight = r->part.pp + 1},
     };
-    snprintf(sc.offer.kv_dtype, sizeof sc.offer.kv_dtype, "%s",
-             sp_dtype_name(r->forward->config.kv_dtype));
-    put_numerics(&sc.offer);
+    sp_dtype kv_dtype = SP_DTYPE_F32;
+    SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kv_dtype, err));
+    snprintf(sc.offer.kv_dtype, sizeof sc.offer.kv_dtype, "%s", sp_dtype_name(kv_dtype));
+    put_numerics(&sc.offer, f->null_model ? "null" : "exact");
     sp_stage_model model = {.forward = forward_step, .ctx = r->forward};
+    if (f->null_model) model = sp_rehearsal_callbacks(r->rehearsal);
     return sp_stage_create(&r->stage, &sc, r->link, &model, err);
+}
+
+/* ---- the whole ---- */
+
+static sp_status become_what_is_formed(rank *r, sp_err *err) {
+    sp_slice word;
+    SP_TRY(wait_word(r, SP_FRAME_FORM, &word, err));
+    SP_TRY(sp_form_read(&r->form, word, err));
+    setup_log(&r->form);
+    const sp_form *f = &r->form;
+    int share = allowed_cores() / (int)f->local_ranks;
+    r->threads = f->threads ? (int32_t)f->threads : share > 1 ? share : 1;
+    sp_status st = read_model(r, err);
+    r->refused = st != SP_OK;
+    if (st == SP_OK) st = join_groups(r, err);
+    if (st == SP_OK) {
+        st = load(r, err);
+        r->refused = st != SP_OK && st != SP_E_DEVICE && st != SP_E_CLOSED;
+    }
+    if (st == SP_OK) st = make_stage(r, err);
+    if (st != SP_OK && st != SP_E_CLOSED) tell_refusal(r, st, err);
+    return st;
+}
+
+/* A neighbour that heard the head's BYE first is gone while we still work for it: not a fault. */
+static bool is_over(rank *r) {
+    sp_frame frame;
+    sp_err err;
+    int64_t until = sp_now_ns() + LAST_WORD_NS;
+    for (;;) {
+        sp_status st = sp_link_recv(r->link, &frame, until, &err);
+        if (st != SP_OK) return st == SP_E_CLOSED;
+        if (frame.type == SP_FRAME_BYE) return true;
+    }
 }
 
 static void close_rank(rank *r) {
     sp_stage_destroy(r->stage);
     sp_forward_close(r->forward);
+    sp_rehearsal_destroy(r->rehearsal);
     if (r->dev.ops) sp_dev_close(&r->dev);
+    sp_groups_close(r->groups);
     sp_model_dir_close(r->dir);
     if (r->link) sp_link_close(r->link);
 }
@@ -120,31 +295,23 @@ static int exit_code(const rank *r, sp_status st) {
 }
 
 int sp_rank(int argc, char **argv) {
-    int64_t fd;
-    if (argc != 2 || sp_parse_i64(sp_slice_of(argv[1]), &fd) != SP_OK) {
+    sp_boot boot = {0};
+    sp_err err = {0};
+    if (argc != 2 || sp_boot_read(&boot, argv[1], &err) != SP_OK) {
         fprintf(stderr, "superpod: internal-rank is started by superpod itself\n");
         return SP_EXIT_USAGE;
     }
-    prctl(PR_SET_NAME, "superpod-rank0");
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
     rank r = {0};
-    sp_err err = {0};
-    sp_status st = sp_link_open_ring(&r.link, (int)fd, 1, &err);
-    if (st == SP_OK) st = wait_form(&r, &err);
-    if (st == SP_OK) {
-        sp_log_level level = SP_LOG_INFO;
-        if (sp_log_parse_level(r.form.log_level, &level) != SP_OK) level = SP_LOG_INFO;
-        sp_log_setup("rank 0", level, r.form.log_json);
-        st = load(&r, &err);
-        r.refused = st != SP_OK && st != SP_E_DEVICE;
-    }
-    if (st == SP_OK) {
-        sp_debug("loaded on %s", r.dev.detail);
-        st = make_stage(&r, &err);
-    }
+    sp_status st = open_link(&r, &boot, &err);
+    explicit_bzero(&boot.token, sizeof boot.token);
+    if (st == SP_OK) st = become_what_is_formed(&r, &err);
     if (st == SP_OK) st = sp_stage_run(r.stage, &err);
-    if (st != SP_OK && st != SP_E_CLOSED) fprintf(stderr, "superpod: %s\n", err.text);
+    if (st == SP_E_PEER_LOST && r.stage && is_over(&r)) st = SP_OK;
+    if (st != SP_OK && st != SP_E_CLOSED)
+        fprintf(stderr, "superpod: rank %d: %s\n", (int)r.form.rank, err.text);
     close_rank(&r);
     return exit_code(&r, st);
 }

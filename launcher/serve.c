@@ -17,6 +17,8 @@ static const char *usage_of(sp_command command) {
         return "superpod run --model DIR [options] [\"prompt\"]";
     case SP_CMD_LOGITS:
         return "superpod inspect logits --model DIR --tokens 1,2,3 --out FILE";
+    case SP_CMD_PLAN: /* has its own */
+        break;
     case SP_CMD_STEP:
         return "superpod bench step --model DIR [options]";
     }
@@ -37,6 +39,15 @@ static const char *missing(const sp_config *c) {
         return "option 'generation-config': want auto or vllm";
     if (strcmp(c->log_format, "text") != 0 && strcmp(c->log_format, "json") != 0)
         return "option 'log-format': want text or json";
+    if (strcmp(c->role, "auto") != 0 && strcmp(c->role, "head") != 0 &&
+        strcmp(c->role, "worker") != 0)
+        return "option 'role': want auto, head or worker";
+    if (strcmp(c->collectives, "auto") != 0 && strcmp(c->collectives, "shm") != 0 &&
+        strcmp(c->collectives, "ucx") != 0)
+        return "option 'collectives': want auto, shm or ucx";
+    if (strcmp(c->preflight, "warn") != 0 && strcmp(c->preflight, "strict") != 0 &&
+        strcmp(c->preflight, "off") != 0)
+        return "option 'preflight': want warn, strict or off";
     return NULL;
 }
 
@@ -46,7 +57,54 @@ static int print_help(sp_command command) {
     return SP_EXIT_OK;
 }
 
-static int start(const sp_config *config, int argc, char **argv) {
+static int refuse(const sp_err *err) {
+    fprintf(stderr, "superpod: %s\n", err->text);
+    return SP_EXIT_CONFIG;
+}
+
+/* Only `serve` is more than one agent; everything else is alone wherever it is started. */
+static sp_status find_place(sp_place *out, const sp_config *c, sp_err *err) {
+    if (c->command != SP_CMD_SERVE) {
+        *out = (sp_place){.source = "alone", .is_head = true, .rank = 0, .size = 1};
+        return SP_OK;
+    }
+    sp_place_flags flags = {.role = c->role,
+                            .head = c->head,
+                            .rank = (int)c->rank,
+                            .nnodes = (int)c->nnodes,
+                            .head_port = (int)c->head_port};
+    SP_TRY(sp_place_find(out, &flags, err));
+    if (strcmp(out->source, "alone") != 0)
+        sp_info("started by %s: agent %d of %d%s", out->source, out->rank, out->size,
+                out->is_head ? ", with the head" : "");
+    return SP_OK;
+}
+
+/* How many ranks share this node's memory, as far as the launcher tells. */
+static int ranks_on_node(const sp_config *c, const sp_place *p) {
+    int n = (int)(c->tp * c->pp), agents = p->size > 0     ? p->size
+                                           : c->nnodes > 0 ? (int)c->nnodes
+                                                           : 1;
+    int here = p->local_size > 0 ? p->local_size : 1;
+    int share = (n + agents - 1) / agents * here;
+    return share < 1 ? 1 : share > n ? n : share;
+}
+
+/* Agents of one launcher are given the same words: each refuses a wrong model by itself, so that
+ * none waits for a head that does not come. One of them says why. */
+static int prove(const sp_config *c, const sp_place *p) {
+    sp_err err = {0};
+    sp_model model;
+    if (sp_model_prove(&model, c, &err) == SP_OK) {
+        sp_model_fini(&model);
+        return SP_EXIT_OK;
+    }
+    if (p->is_head) return refuse(&err);
+    sp_debug("%s", err.text);
+    return SP_EXIT_CONFIG;
+}
+
+static int start(sp_config *config, int argc, char **argv) {
     if (missing(config)) return usage_error(missing(config));
     sp_log_level level;
     if (sp_log_parse_level(config->log_level, &level) != SP_OK)
@@ -54,13 +112,18 @@ static int start(const sp_config *config, int argc, char **argv) {
     sp_log_setup("agent", level, strcmp(config->log_format, "json") == 0);
 
     sp_err err = {0};
-    sp_model model;
-    if (sp_model_prove(&model, config, &err) != SP_OK) {
-        fprintf(stderr, "superpod: %s\n", err.text);
-        return SP_EXIT_CONFIG;
+    sp_place place;
+    if (find_place(&place, config, &err) != SP_OK) return refuse(&err);
+    bool given = place.meeting == SP_MEET_GIVEN;
+    if (place.is_head || !given) {
+        if (!config->model)
+            return usage_error("no model: give --model DIR (the demo model is configs/podling)");
+        config->ranks_on_node = ranks_on_node(config, &place);
+        int code = prove(config, &place);
+        if (code != SP_EXIT_OK) return code;
     }
-    sp_model_fini(&model);
-    return sp_agent_run(config, argc, argv);
+    return place.is_head ? sp_agent_lead(config, &place, argc, argv)
+                         : sp_agent_follow(config, &place);
 }
 
 int sp_serve_command(sp_command command, int argc, char **argv) {

@@ -105,11 +105,8 @@ static sp_status load_templates(sp_chat *c, const char *dir, sp_err *err) {
         "nor a default in tokenizer_config.json; give one with --chat-template");
 }
 
-static sp_status load(sp_chat **out, const char *dir, const char *path, const sp_tokenizer *t,
-                      sp_err *err) {
-    sp_chat *c = sp_alloc(sizeof *c);
-    c->t = t;
-    sp_status st = dir ? load_templates(c, dir, err) : read_template_file(&c->plain, path, err);
+/* `st`: how getting the templates went. */
+static sp_status finish(sp_chat **out, sp_chat *c, sp_status st, sp_err *err) {
     if (st == SP_OK && !c->plain)
         st = SP_FAIL(err, SP_E_NOTFOUND, "the model's chat templates have no 'default'");
     if (st == SP_OK) st = load_spellings(c, err);
@@ -122,11 +119,22 @@ static sp_status load(sp_chat **out, const char *dir, const char *path, const sp
 }
 
 sp_status sp_chat_load(sp_chat **out, const char *dir, const sp_tokenizer *t, sp_err *err) {
-    return load(out, dir, NULL, t, err);
+    sp_chat *c = sp_alloc(sizeof *c);
+    c->t = t;
+    return finish(out, c, load_templates(c, dir, err), err);
 }
 
 sp_status sp_chat_load_file(sp_chat **out, const char *path, const sp_tokenizer *t, sp_err *err) {
-    return load(out, NULL, path, t, err);
+    sp_chat *c = sp_alloc(sizeof *c);
+    c->t = t;
+    return finish(out, c, read_template_file(&c->plain, path, err), err);
+}
+
+sp_status sp_chat_parse(sp_chat **out, sp_slice text, const char *where, const sp_tokenizer *t,
+                        sp_err *err) {
+    sp_chat *c = sp_alloc(sizeof *c);
+    c->t = t;
+    return finish(out, c, parse_template(&c->plain, text, where, err), err);
 }
 
 void sp_chat_free(sp_chat *c) {

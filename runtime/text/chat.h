@@ -23,6 +23,9 @@ SP_NODISCARD sp_status sp_chat_load(sp_chat **out, const char *dir, const sp_tok
 /** From a template file (--chat-template). */
 SP_NODISCARD sp_status sp_chat_load_file(sp_chat **out, const char *path, const sp_tokenizer *t,
                                          sp_err *err);
+/** From a template's text; `where` names it in errors. */
+SP_NODISCARD sp_status sp_chat_parse(sp_chat **out, sp_slice text, const char *where,
+                                     const sp_tokenizer *t, sp_err *err);
 void sp_chat_free(sp_chat *c);
 
 typedef struct sp_chat_request {

@@ -27,6 +27,8 @@ void sp_ids_fini(sp_ids *ids);
 /** Loads DIR/tokenizer.json and, when there, tokenizer_config.json and special_tokens_map.json.
  * Errors: SP_E_NOTFOUND; SP_E_FORMAT or SP_E_UNSUPPORTED naming file, part and what was seen. */
 SP_NODISCARD sp_status sp_tokenizer_load(sp_tokenizer **out, const char *dir, sp_err *err);
+/** The same from the text of a tokenizer.json alone. Errors: as sp_tokenizer_load(). */
+SP_NODISCARD sp_status sp_tokenizer_parse(sp_tokenizer **out, sp_slice json, sp_err *err);
 void sp_tokenizer_free(sp_tokenizer *t);
 
 enum {

@@ -308,19 +308,38 @@ static sp_status load_post(sp_tokenizer *t, const sp_json_node *root, sp_err *er
     return st;
 }
 
-static sp_status load_all(sp_tokenizer *t, const char *dir, sp_err *err) {
+static sp_status load_doc(sp_tokenizer *t, const char *dir, sp_json *doc, sp_err *err) {
     static const char main_file[] = "tokenizer.json", config_file[] = "tokenizer_config.json";
-    SP_TRY(read_optional(&t->config, dir, config_file, err));
-    SP_TRY(read_optional(&t->special_map, dir, "special_tokens_map.json", err));
-    sp_json *doc = NULL;
-    SP_TRY(read_json(&doc, dir, main_file, err));
     const sp_json_node *root = sp_json_root(doc);
     sp_status st = in_file(load_parts(t, root, err), dir, main_file, err);
     if (st == SP_OK) st = in_file(load_added_of_config(t, err), dir, config_file, err);
     if (st == SP_OK) st = in_file(load_names(t, err), dir, config_file, err);
     if (st == SP_OK) st = in_file(load_post(t, root, err), dir, main_file, err);
+    return st;
+}
+
+static sp_status load_all(sp_tokenizer *t, const char *dir, sp_err *err) {
+    SP_TRY(read_optional(&t->config, dir, "tokenizer_config.json", err));
+    SP_TRY(read_optional(&t->special_map, dir, "special_tokens_map.json", err));
+    sp_json *doc = NULL;
+    SP_TRY(read_json(&doc, dir, "tokenizer.json", err));
+    sp_status st = load_doc(t, dir, doc, err);
     sp_json_free(doc);
     return st;
+}
+
+sp_status sp_tokenizer_parse(sp_tokenizer **out, sp_slice json, sp_err *err) {
+    sp_json *doc;
+    SP_TRY(sp_json_parse(&doc, json, 0, err));
+    sp_tokenizer *t = sp_alloc(sizeof *t);
+    sp_status st = load_doc(t, "memory", doc, err);
+    sp_json_free(doc);
+    if (st != SP_OK) {
+        sp_tokenizer_free(t);
+        return st;
+    }
+    *out = t;
+    return SP_OK;
 }
 
 sp_status sp_tokenizer_load(sp_tokenizer **out, const char *dir, sp_err *err) {
