@@ -257,7 +257,7 @@ int sp_agent_lead(const sp_config *config, const sp_place *place, int argc, char
     while (any_runs(a)) wait_for_events(a);
     sp_meeting_end(place);
     bool refused = st == SP_E_INVALID || st == SP_E_DENIED || st == SP_E_UNSUPPORTED ||
-                   (st == SP_E_IO && !a->head.was_started);
+                   ((st == SP_E_IO || st == SP_E_NOTFOUND) && !a->head.was_started);
     int code = st == SP_OK ? exit_code(a) : refused ? SP_EXIT_CONFIG : SP_EXIT_PEER;
     if (config->pid_file && unlink(config->pid_file) != 0) sp_debug("the pid file is gone already");
     close_all(a);

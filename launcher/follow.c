@@ -232,6 +232,11 @@ static sp_status run(follower *f, sp_err *err) {
     return st;
 }
 
+static bool is_refusal(sp_status st) {
+    return st == SP_E_DENIED || st == SP_E_INVALID || st == SP_E_UNSUPPORTED ||
+           st == SP_E_NOTFOUND || st == SP_E_IO;
+}
+
 int sp_agent_follow(const sp_config *config, const sp_place *place) {
     follower *f = sp_alloc(sizeof *f);
     *f = (follower){.config = config,
@@ -246,10 +251,10 @@ int sp_agent_follow(const sp_config *config, const sp_place *place) {
     if (st == SP_OK) st = knock(f, &err);
     if (st == SP_OK) st = run(f, &err);
     if (st != SP_OK) fprintf(stderr, "superpod: %s\n", err.text);
-    int code = st == SP_OK                                                         ? f->code
-               : st == SP_E_CANCELED                                               ? 128 + SIGTERM
-               : st == SP_E_DENIED || st == SP_E_INVALID || st == SP_E_UNSUPPORTED ? SP_EXIT_CONFIG
-                                                                                   : SP_EXIT_PEER;
+    int code = st == SP_OK           ? f->code
+               : st == SP_E_CANCELED ? 128 + SIGTERM
+               : is_refusal(st)      ? SP_EXIT_CONFIG
+                                     : SP_EXIT_PEER;
     sp_link_close(f->link);
     if (f->signal_fd >= 0) close(f->signal_fd);
     sp_token_wipe(&f->contact.token);
