@@ -6,6 +6,7 @@
 #include "launcher/fingerprint.h"
 #include "launcher/form.h"
 #include "launcher/groups.h"
+#include "launcher/topology.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
@@ -13,6 +14,7 @@
 #include "runtime/engine/stage.h"
 #include "runtime/model/forward.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -42,6 +44,7 @@ typedef struct rank {
     sp_rehearsal *rehearsal; /* in its place, with --null-model */
     sp_stage *stage;
     int32_t threads;
+    bool crowded;    /* more compute threads on the node than cores */
     int64_t told_ns; /* when progress was last said */
     bool refused;    /* the model or the options are wrong, not the machine */
 } rank;
@@ -105,10 +108,28 @@ static void tell_refusal(rank *r, sp_status st, const sp_err *why) {
 
 /* ---- what it is to become ---- */
 
-static int allowed_cores(void) {
+/* Its share of the node's cores. Bound to them where memory has a near and a far side, or where
+ * asked: elsewhere the kernel knows better which core is free of head and clients. */
+static void settle_cores(rank *r) {
+    const sp_form *f = &r->form;
+    sp_topology *t = sp_alloc(sizeof *t);
+    sp_err err = {0};
     cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return n > 0 ? n : 1;
+    int n_cores = 1;
+    bool own = false;
+    if (sp_topology_load(t, false, &err) == SP_OK)
+        own = sp_topology_bind(t, (int)f->local_rank, (int)f->local_ranks, &set, &n_cores);
+    else
+        sp_warn("%s: one compute thread", err.text);
+    r->threads = f->threads ? (int32_t)f->threads : (int32_t)n_cores;
+    r->crowded = f->local_ranks * r->threads > t->n_cores;
+    if (own && f->local_ranks > 1 && (t->n_numa > 1 || f->pin)) {
+        if (sched_setaffinity(0, sizeof set, &set) == 0)
+            sp_debug("bound to %d of %d cores", n_cores, t->n_cores);
+        else
+            sp_warn("not bound to %d cores: %s", n_cores, strerror(errno));
+    }
+    sp_free(t);
 }
 
 static void setup_log(const sp_form *f) {
@@ -147,9 +168,8 @@ static sp_status read_model(rank *r, sp_err *err) {
 
 static sp_status join_groups(rank *r, sp_err *err) {
     const sp_form *f = &r->form;
-    bool crowded = f->local_ranks * r->threads > allowed_cores();
     sp_address own;
-    SP_TRY(sp_groups_prepare(&r->groups, f, r->desc.hidden, r->desc.vocab, crowded, &own, err));
+    SP_TRY(sp_groups_prepare(&r->groups, f, r->desc.hidden, r->desc.vocab, r->crowded, &own, err));
     sp_buf text;
     sp_buf_init(&text, 0);
     sp_address_write(&own, &text);
@@ -252,8 +272,7 @@ static sp_status become_what_is_formed(rank *r, sp_err *err) {
     SP_TRY(sp_form_read(&r->form, word, err));
     setup_log(&r->form);
     const sp_form *f = &r->form;
-    int share = allowed_cores() / (int)f->local_ranks;
-    r->threads = f->threads ? (int32_t)f->threads : share > 1 ? share : 1;
+    settle_cores(r);
     sp_status st = read_model(r, err);
     r->refused = st != SP_OK;
     if (st == SP_OK) st = join_groups(r, err);
