@@ -271,7 +271,6 @@ static sp_status become_what_is_formed(rank *r, sp_err *err) {
     SP_TRY(wait_word(r, SP_FRAME_FORM, &word, err));
     SP_TRY(sp_form_read(&r->form, word, err));
     setup_log(&r->form);
-    const sp_form *f = &r->form;
     settle_cores(r);
     sp_status st = read_model(r, err);
     r->refused = st != SP_OK;
