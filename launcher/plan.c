@@ -13,7 +13,9 @@
 
 #define CONTEXT_TOKENS 1024 /* of every sequence, where the step time is predicted */
 #define USABLE_PERCENT 92   /* of a GPU's memory: the driver and NCCL take the rest */
-#define REASON_BYTES 400
+#define FIT_PP_MAX 16
+#define REASON_BYTES 200
+#define REASON_KEPT 120
 
 typedef struct planned {
     sp_config config;
@@ -66,37 +68,47 @@ static sp_status read_model(planned *p, sp_err *err) {
     return sp_kv_dtype_parse(c->kv_cache_dtype, &p->req.kv_dtype, err);
 }
 
-/* The smallest pod of these devices that would hold it; 0 x 0: none up to 128 devices. */
-static void find_fit(planned *p, int32_t *tp, int32_t *pp) {
-    static const int32_t degrees[] = {1, 2, 4, 8, 16};
-    int32_t best = INT32_MAX;
+static bool would_fit(planned *p, int32_t tp, int32_t pp) {
+    sp_plan *plan = sp_alloc(sizeof *plan);
     sp_plan_request kept = p->req;
-    for (size_t i = 0; i < SP_LEN(degrees); i++)
-        for (int32_t s = 1; s <= 16; s++) {
-            sp_plan *plan = sp_alloc(sizeof *plan);
-            if (degrees[i] <= p->hw.n_devices && degrees[i] * s < best) {
-                set_degrees(p, degrees[i], s);
-                p->req.pp_layers = NULL;
-                if (sp_plan_make(plan, &p->req, NULL) == SP_OK) {
-                    best = degrees[i] * s;
-                    *tp = degrees[i];
-                    *pp = s;
-                }
-            }
-            sp_free(plan);
-        }
+    set_degrees(p, tp, pp);
+    p->req.pp_layers = NULL;
+    bool fits = sp_plan_make(plan, &p->req, NULL) == SP_OK;
     p->req = kept;
+    sp_free(plan);
+    return fits;
+}
+
+/* The pod on the fewest nodes that would hold it, of those the one with the widest stages; 0 x 0:
+ * none up to FIT_PP_MAX stages. */
+static void find_fit(planned *p, int32_t *tp, int32_t *pp) {
+    static const int32_t degrees[] = {16, 8, 4, 2, 1};
+    int32_t best = INT32_MAX;
+    for (size_t i = 0; i < SP_LEN(degrees); i++) {
+        if (degrees[i] > p->hw.n_devices) continue;
+        for (int32_t s = 1; s <= FIT_PP_MAX; s++) {
+            int32_t nodes = (degrees[i] * s + p->hw.n_devices - 1) / p->hw.n_devices;
+            if (nodes >= best) break;
+            if (!would_fit(p, degrees[i], s)) continue;
+            best = nodes;
+            *tp = degrees[i];
+            *pp = s;
+            break;
+        }
+    }
 }
 
 static sp_status say_what_fits(planned *p, sp_err *err) {
     int32_t tp = 0, pp = 0;
     char why[REASON_BYTES];
-    snprintf(why, sizeof why, "%.120s", err->text);
+    /* What the plan proposes after the colon is kept when it is short: a smaller wish. */
+    int n = strlen(err->text) < REASON_KEPT ? REASON_KEPT : (int)strcspn(err->text, ":");
+    snprintf(why, sizeof why, "%.*s", n, err->text);
     find_fit(p, &tp, &pp);
     if (tp)
         return SP_FAIL(err, SP_E_LIMIT, "%s; tp %d x pp %d would fit: %d of %s", why, (int)tp,
                        (int)pp, (int)(tp * pp), p->hw.kind.name);
-    return SP_FAIL(err, SP_E_LIMIT, "%s; no pod of up to tp 16 x pp 16 of %s holds it", why,
+    return SP_FAIL(err, SP_E_LIMIT, "%s; no pod of up to 16 stages of %s holds it", why,
                    p->hw.kind.name);
 }
 
