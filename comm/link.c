@@ -153,6 +153,10 @@ int sp_link_fd(const sp_link *l) {
     return l->stream ? sp_stream_fd(l->stream) : -1;
 }
 
+void sp_link_set_patience(sp_link *l, int ms) {
+    if (l->stream) sp_stream_set_patience(l->stream, ms);
+}
+
 void sp_link_set_id(sp_link *l, const sp_link_id *id) {
     pthread_mutex_lock(&l->id_lock);
     l->id = *id;

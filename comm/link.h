@@ -94,13 +94,19 @@ void sp_link_set_bells(sp_link *l, int own, int peer);
 
 /** A link over a connected stream socket (TCP, or AF_UNIX between parent and child), which it owns
  * from now on. `keys` NULL: clear (inherited sockets only). Sends and receives as over a ring;
- * TCP_NODELAY, TCP_USER_TIMEOUT and keepalive are set (a silent cut is SP_E_CLOSED within 4 s).
+ * TCP_NODELAY, TCP_USER_TIMEOUT and keepalive are set (a silent cut is SP_E_CLOSED within 4 s, unless
+ * sp_link_set_patience() says otherwise).
  * Errors: SP_E_NOMEM, SP_E_IO. */
 typedef struct sp_link_keys {
     uint8_t send[32], receive[32]; /* AES-256-GCM */
 } sp_link_keys;
 SP_NODISCARD sp_status sp_link_open_stream(sp_link **out, int fd, const sp_link_keys *keys,
                                            sp_err *err);
+/** How long, from now on, what a stream link sends may stay unacknowledged, or its peer not read,
+ * before it counts as cut: TCP_USER_TIMEOUT, 3 s at first. For a peer that computes or loads for
+ * longer than that while more waits for it than its window takes; whose death is then to be learned
+ * elsewhere. Does nothing for what is not TCP. Any thread. */
+void sp_link_set_patience(sp_link *l, int ms);
 /** The socket of a stream link, for poll loops (whole frames may wait inside: receive until
  * SP_AGAIN before polling); -1 for a ring. */
 int sp_link_fd(const sp_link *l);

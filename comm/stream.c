@@ -148,6 +148,12 @@ int sp_stream_fd(const sp_stream *s) {
     return s->fd;
 }
 
+/* A socket that is closed already has no time left to set. */
+void sp_stream_set_patience(sp_stream *s, int ms) {
+    int family = get_int(s->fd, SO_DOMAIN);
+    if (family == AF_INET || family == AF_INET6) set_int(s->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, ms);
+}
+
 static void make_nonce(unsigned char nonce[NONCE_BYTES], uint64_t sequence) {
     memset(nonce, 0, NONCE_BYTES);
     for (int i = 0; i < 8; i++) nonce[4 + i] = (unsigned char)(sequence >> (8 * i));

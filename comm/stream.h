@@ -14,7 +14,8 @@
  * The socket never blocks and never raises SIGPIPE. On TCP a silent cut is noticed within 4 s:
  * TCP_USER_TIMEOUT while data is on its way, keepalive while none is. The former also ends a link
  * whose peer lives but reads nothing for 3 s while more waits for it than its window takes (64 KiB
- * at first): whoever computes for longer than that must not be sent more meanwhile.
+ * at first): whoever computes for longer than that must not be sent more meanwhile, or
+ * has a link with more patience (which then holds for both).
  *
  * Source: SP 800-38D (GCM), tcp(7), RFC 5482.
  * Thread: one sends and one receives; flush, has_rest and wake from any. */
@@ -31,6 +32,7 @@ SP_NODISCARD sp_status sp_stream_open(sp_stream **out, int fd, const sp_link_key
                                       sp_err *err);
 void sp_stream_close(sp_stream *s);
 int sp_stream_fd(const sp_stream *s);
+void sp_stream_set_patience(sp_stream *s, int ms); /* as sp_link_set_patience() */
 
 /** Sends a frame. `h` is complete and h->length the sum of the pieces. When the socket is full it is
  * waited for until the deadline; if by then

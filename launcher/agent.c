@@ -22,6 +22,8 @@
 #define GRACE_NS (5 * SP_NS_PER_S)
 /* ...and ranks this long once the head is: one that waits for a dead neighbour hears nobody. */
 #define GRACE_HEADLESS_NS (1 * SP_NS_PER_S)
+/* timeout(1) and launchers signal a process and then its group: one request that comes twice. */
+#define SAME_REQUEST_NS (500 * SP_NS_PER_MS)
 #define PORT_GIVEN 7000
 
 typedef struct agent {
@@ -33,6 +35,8 @@ typedef struct agent {
     sp_contact contact;
     int64_t kill_at_ns; /* SP_NEVER: nobody is waited for */
     int stop_signals;   /* how many times we were asked to stop */
+    int64_t asked_ns;   /* when last */
+    bool killed;        /* by us: ends by a signal say nothing any more */
 } agent;
 
 /* ---- starting ---- */
@@ -71,10 +75,15 @@ static sp_status open_door(agent *a, sp_boot *b, sp_err *err) {
         return SP_FAIL(err, SP_E_INVALID,
                        "no pod token: give --token-file or SUPERPOD_POD_TOKEN to head and workers");
     if (!found) SP_TRY(sp_token_make(&a->contact.token, err));
-    SP_TRY(sp_door_listen(&a->listen_fd, &b->port, "", wanted, err));
+    /* Where the launcher says that all agents are on this node, nobody else has to reach us. */
+    bool near = a->place->local_size > 0 && a->place->local_size == a->place->size;
+    SP_TRY(sp_door_listen(&a->listen_fd, &b->port, near ? "127.0.0.1" : "", wanted, err));
     b->listen_fd = a->listen_fd;
     b->token = a->contact.token;
-    return sp_local_addresses(a->contact.addresses, sizeof a->contact.addresses, b->port, err);
+    if (!near)
+        return sp_local_addresses(a->contact.addresses, sizeof a->contact.addresses, b->port, err);
+    snprintf(a->contact.addresses, sizeof a->contact.addresses, "127.0.0.1:%d", b->port);
+    return SP_OK;
 }
 
 static sp_status start_ranks(agent *a, sp_boot *b, sp_err *err) {
@@ -102,6 +111,25 @@ static sp_status start_head(agent *a, const sp_boot *b, char **argv, sp_err *err
     return sp_child_start(&a->head, "internal-head", b, keep, n, argv, err);
 }
 
+/* Sets the share of the ranks that this agent starts. */
+static sp_status check_sizes(agent *a, int n_ranks, int n_agents, sp_err *err) {
+    const sp_config *c = a->config;
+    if (n_ranks > SP_BOOT_RINGS_MAX)
+        return SP_FAIL(err, SP_E_INVALID, "%d ranks (tp %d x pp %d), at most %d", n_ranks,
+                       (int)c->tp, (int)c->pp, SP_BOOT_RINGS_MAX);
+    if (n_agents > SP_POD_AGENTS_MAX)
+        return SP_FAIL(err, SP_E_INVALID, "%d agents in the pod, at most %d", n_agents,
+                       SP_POD_AGENTS_MAX);
+    int share = sp_roster_share(n_ranks, n_agents, 0);
+    if (c->slots > 0 && share > c->slots)
+        return SP_FAIL(err, SP_E_INVALID,
+                       "%d ranks (tp %d x pp %d) over %d agent%s are %d here, there %s %d slot%s",
+                       n_ranks, (int)c->tp, (int)c->pp, n_agents, n_agents == 1 ? "" : "s", share,
+                       c->slots == 1 ? "is" : "are", (int)c->slots, c->slots == 1 ? "" : "s");
+    a->n_ranks = share;
+    return SP_OK;
+}
+
 static sp_status start_all(agent *a, char **argv, sp_err *err) {
     const sp_config *c = a->config;
     int n_ranks = (int)(c->tp * c->pp), n_agents = n_agents_of(c, a->place);
@@ -115,14 +143,7 @@ static sp_status start_all(agent *a, char **argv, sp_err *err) {
                  .outward = a->place->outward,
                  .ranks_on_node = c->ranks_on_node};
     snprintf(b.source, sizeof b.source, "%s", a->place->source);
-    a->n_ranks = sp_roster_share(n_ranks, n_agents, 0);
-    if (n_ranks > SP_BOOT_RINGS_MAX)
-        return SP_FAIL(err, SP_E_INVALID, "%d ranks (tp %d x pp %d), at most %d", n_ranks,
-                       (int)c->tp, (int)c->pp, SP_BOOT_RINGS_MAX);
-    if (c->slots > 0 && a->n_ranks > c->slots)
-        return SP_FAIL(err, SP_E_INVALID,
-                       "%d ranks (tp %d x pp %d) over %d agents are %d here, there are %d slots",
-                       n_ranks, (int)c->tp, (int)c->pp, n_agents, a->n_ranks, (int)c->slots);
+    SP_TRY(check_sizes(a, n_ranks, n_agents, err));
     if (n_agents > 1) SP_TRY(open_door(a, &b, err));
     sp_status st = start_ranks(a, &b, err);
     if (st == SP_OK) st = start_head(a, &b, argv, err);
@@ -133,21 +154,31 @@ static sp_status start_all(agent *a, char **argv, sp_err *err) {
     return st;
 }
 
-static sp_status write_pid(const char *path, sp_err *err) {
-    if (!path) return SP_OK;
+static sp_status write_word(const char *path, const char *word, int n, sp_err *err) {
     FILE *f = fopen(path, "we");
-    bool ok = f && fprintf(f, "%d\n", (int)getpid()) > 0;
+    bool ok = f && fprintf(f, "%s%d\n", word, n) > 0;
     if (f && fclose(f) != 0) ok = false;
     if (ok) return SP_OK;
     return SP_FAIL(err, SP_E_INVALID, "option 'pid-file': '%.100s' cannot be written: %s", path,
                    strerror(errno));
 }
 
+/* Launchers that keep a job alive when a process is lost also lose its exit code: who started us by
+ * one finds it here. */
+static void end_pid_file(const char *path, int code) {
+    sp_err err = {0};
+    if (!path) return;
+    if (code == SP_EXIT_OK && unlink(path) != 0) sp_debug("the pid file is gone already");
+    if (code != SP_EXIT_OK && write_word(path, "exit ", code, &err) != SP_OK)
+        sp_debug("%s", err.text);
+}
+
 /* ---- watching ---- */
 
-static void kill_all(const agent *a, int sig) {
-    sp_child_kill(&a->head, sig);
-    for (int i = 0; i < a->n_ranks; i++) sp_child_kill(&a->ranks[i], sig);
+static void kill_all(agent *a) {
+    a->killed = true;
+    sp_child_kill(&a->head, SIGKILL);
+    for (int i = 0; i < a->n_ranks; i++) sp_child_kill(&a->ranks[i], SIGKILL);
 }
 
 static bool any_runs(const agent *a) {
@@ -161,23 +192,23 @@ static void hurry(agent *a, int64_t grace_ns) {
     if (at < a->kill_at_ns) a->kill_at_ns = at;
 }
 
-static void say_end(const sp_child *c, bool expected) {
-    if (c->code < 0 && !expected) sp_error("%s was killed by signal %d", c->name, -c->code);
+/* A neighbour that dies of it may be reaped before the one that was killed. */
+static void say_end(const agent *a, const sp_child *c) {
+    if (c->code < 0 && !a->killed) sp_error("%s was killed by signal %d", c->name, -c->code);
 }
 
 static void reap(agent *a) {
-    bool expected = a->kill_at_ns != SP_NEVER;
     for (int i = 0; i < a->n_ranks; i++) {
         sp_child *c = &a->ranks[i];
         if (!sp_child_reap(c)) continue;
-        say_end(c, expected);
+        say_end(a, c);
         /* The head learns it from the ring, says its last words and ends. */
         sp_ring_mark_closed(c->ring_fd);
         eventfd_write(a->bell_fd, 1);
         hurry(a, GRACE_NS);
     }
     if (sp_child_reap(&a->head)) {
-        say_end(&a->head, expected);
+        say_end(a, &a->head);
         for (int i = 0; i < a->n_ranks; i++) sp_ring_mark_closed(a->ranks[i].ring_fd);
         hurry(a, GRACE_HEADLESS_NS);
     }
@@ -190,9 +221,12 @@ static void on_signal(agent *a, int sig) {
     }
     /* A terminal gives SIGINT to the head as well, and `run` means one answer by it. */
     if (sig == SIGINT && a->config->command == SP_CMD_RUN) return;
+    int64_t now = sp_now_ns();
+    if (a->stop_signals > 0 && now - a->asked_ns < SAME_REQUEST_NS) return;
+    a->asked_ns = now;
     if (++a->stop_signals > 1 && a->config->command == SP_CMD_SERVE) {
         sp_warn("asked to stop again: not waiting for running requests");
-        kill_all(a, SIGKILL);
+        kill_all(a);
         return;
     }
     sp_child_kill(&a->head, SIGTERM);
@@ -213,7 +247,7 @@ static void wait_for_events(agent *a) {
     if (p[1].revents && eventfd_read(a->joined_fd, &none) == 0) sp_meeting_end(a->place);
     while (read(a->signal_fd, &info, sizeof info) == sizeof info) on_signal(a, (int)info.ssi_signo);
     if (a->kill_at_ns != SP_NEVER && sp_now_ns() >= a->kill_at_ns) {
-        kill_all(a, SIGKILL);
+        kill_all(a);
         a->kill_at_ns = SP_NEVER;
     }
 }
@@ -248,18 +282,19 @@ int sp_agent_lead(const sp_config *config, const sp_place *place, int argc, char
                  .kill_at_ns = SP_NEVER};
     for (int i = 0; i < SP_BOOT_RINGS_MAX; i++) a->ranks[i].ring_fd = -1;
     sp_err err = {0};
-    sp_status st = write_pid(config->pid_file, &err);
+    sp_status st = SP_OK;
+    if (config->pid_file) st = write_word(config->pid_file, "", (int)getpid(), &err);
     if (st == SP_OK) st = start_all(a, argv, &err);
     if (st != SP_OK) {
         fprintf(stderr, "superpod: %s\n", err.text);
-        kill_all(a, SIGKILL);
+        kill_all(a);
     }
     while (any_runs(a)) wait_for_events(a);
     sp_meeting_end(place);
     bool refused = st == SP_E_INVALID || st == SP_E_DENIED || st == SP_E_UNSUPPORTED ||
                    ((st == SP_E_IO || st == SP_E_NOTFOUND) && !a->head.was_started);
     int code = st == SP_OK ? exit_code(a) : refused ? SP_EXIT_CONFIG : SP_EXIT_PEER;
-    if (config->pid_file && unlink(config->pid_file) != 0) sp_debug("the pid file is gone already");
+    end_pid_file(config->pid_file, code);
     close_all(a);
     sp_free(a);
     return code;

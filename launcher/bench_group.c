@@ -2,22 +2,26 @@
 
 #include "comm/group.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/file.h"
 #include "runtime/base/json.h"
 #include "runtime/base/mem.h"
 
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ITERATIONS_MAX 10000000
 #define BYTES_MAX ((int64_t)1 << 30)
 #define WARM 200
+#define ADDRESS_MAX 4096 /* of a UCX worker; real ones are some hundred bytes */
 #define TIMEOUT_NS (30 * SP_NS_PER_S)
 
 typedef struct figures {
@@ -25,21 +29,92 @@ typedef struct figures {
     bool right; /* the sums were */
 } figures;
 
+typedef struct bench bench;
+
 /* A way to join members: made before they are forked, opened by each. */
 typedef struct transport {
     const char *name;
-    sp_status (*prepare)(int *handle, const sp_group_config *c, sp_err *err);
-    sp_status (*join)(sp_group **out, int handle, const sp_group_config *c, sp_err *err);
+    sp_status (*prepare)(bench *b, const sp_group_config *c, sp_err *err); /* sets b->handle */
+    sp_status (*join)(bench *b, sp_group **out, const sp_group_config *c, sp_err *err);
 } transport;
 
-static const transport transports[] = {{"shm", sp_group_shm_create, sp_group_open_shm}};
-
-typedef struct bench {
+struct bench {
     const transport *via;
     int64_t ranks, bytes, iterations;
-    int handle;
-    int out[2]; /* pipe: member 0 writes its figures */
-} bench;
+    int handle;  /* memory that all members see */
+    int out[2];  /* pipe: member 0 writes its figures */
+    sp_ucx *ucx; /* of a member */
+};
+
+/* ---- shm ---- */
+
+static sp_status make_area(bench *b, const sp_group_config *c, sp_err *err) {
+    return sp_group_shm_create(&b->handle, c, err);
+}
+
+static sp_status join_area(bench *b, sp_group **out, const sp_group_config *c, sp_err *err) {
+    return sp_group_open_shm(out, b->handle, c, err);
+}
+
+/* ---- ucx: a file of addresses, in which each member writes its own ---- */
+
+typedef struct entry {
+    uint32_t bytes; /* 0: not written yet */
+    unsigned char address[ADDRESS_MAX];
+} entry;
+
+static sp_status make_book(bench *b, const sp_group_config *c, sp_err *err) {
+    return sp_memfd_create(&b->handle, "superpod-bench", (size_t)c->n * sizeof(entry), false, err);
+}
+
+/* The length last: who reads one other than 0 finds the address there. */
+static sp_status write_entry(const bench *b, int me, sp_err *err) {
+    size_t bytes;
+    const void *address = sp_ucx_address(b->ucx, &bytes);
+    const uint32_t length = (uint32_t)bytes;
+    off_t at = (off_t)me * (off_t)sizeof(entry);
+    if (bytes > ADDRESS_MAX)
+        return SP_FAIL(err, SP_E_TOOLONG, "a UCX address of %zu bytes, at most %d", bytes,
+                       ADDRESS_MAX);
+    if (pwrite(b->handle, address, bytes, at + (off_t)offsetof(entry, address)) == (ssize_t)bytes &&
+        pwrite(b->handle, &length, sizeof length, at) == sizeof length)
+        return SP_OK;
+    return SP_FAIL(err, SP_E_IO, "telling the others an address: %s", strerror(errno));
+}
+
+static sp_status read_entries(const bench *b, entry *of, sp_ucx_peer *peers, int n, sp_err *err) {
+    const struct timespec nap = {.tv_nsec = SP_NS_PER_MS};
+    int64_t deadline = sp_now_ns() + TIMEOUT_NS;
+    for (int i = 0; i < n; i++) {
+        off_t at = (off_t)i * (off_t)sizeof *of;
+        while (pread(b->handle, &of[i].bytes, sizeof of[i].bytes, at) == sizeof of[i].bytes &&
+               of[i].bytes == 0) {
+            if (sp_now_ns() >= deadline)
+                return SP_FAIL(err, SP_E_TIMEOUT, "member %d did not say its address", i);
+            nanosleep(&nap, NULL);
+        }
+        if (pread(b->handle, &of[i], sizeof *of, at) != sizeof *of || of[i].bytes > ADDRESS_MAX)
+            return SP_FAIL(err, SP_E_IO, "reading the address of member %d", i);
+        peers[i] = (sp_ucx_peer){of[i].address, of[i].bytes};
+    }
+    return SP_OK;
+}
+
+static sp_status join_by_book(bench *b, sp_group **out, const sp_group_config *c, sp_err *err) {
+    sp_ucx_peer peers[SP_GROUP_MEMBERS_MAX];
+    entry *of = sp_alloc((size_t)c->n * sizeof *of);
+    sp_status st = sp_ucx_open(&b->ucx, err);
+    if (st == SP_OK) st = write_entry(b, c->me, err);
+    if (st == SP_OK) st = read_entries(b, of, peers, c->n, err);
+    if (st == SP_OK) st = sp_group_open_ucx(out, b->ucx, peers, 1, c, err);
+    sp_free(of);
+    return st;
+}
+
+static const transport transports[] = {{"shm", make_area, join_area},
+                                       {"ucx", make_book, join_by_book}};
+
+/* ---- measuring ---- */
 
 static int by_value(const void *a, const void *b) {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
@@ -102,18 +177,19 @@ static sp_group_config config_of(const bench *b, int me) {
 }
 
 /* The life of one member's process. */
-static int be_member(const bench *b, int me) {
+static int be_member(bench *b, int me) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     close(b->out[0]);
     sp_group_config c = config_of(b, me);
     sp_group *g;
     sp_err err = {0};
     figures f = {0};
-    sp_status st = b->via->join(&g, b->handle, &c, &err);
+    sp_status st = b->via->join(b, &g, &c, &err);
     if (st == SP_OK) {
         st = measure(b, g, &f, &err);
         g->ops->close(g);
     }
+    sp_ucx_close(b->ucx);
     if (st != SP_OK)
         fprintf(stderr, "superpod: member %d: %s\n", me, err.text);
     else if (!f.right)
@@ -166,7 +242,7 @@ static int run(bench *b) {
     sp_err err = {0};
     sp_group_config c = config_of(b, 0);
     figures f;
-    if (b->via->prepare(&b->handle, &c, &err) != SP_OK) {
+    if (b->via->prepare(b, &c, &err) != SP_OK) {
         fprintf(stderr, "superpod: %s\n", err.text);
         return SP_EXIT_CONFIG;
     }
@@ -186,13 +262,15 @@ static int run(bench *b) {
 }
 
 static int help(FILE *to) {
-    fputs("usage: superpod bench allreduce [--ranks N] [--bytes B] [--iterations I]\n"
-          "                                [--transport shm]\n\n"
-          "  --ranks N        processes on this node, 1 to 64 (2)\n"
-          "  --bytes B        of one sum, a multiple of 4; 16k, 1MiB (16KiB)\n"
-          "  --iterations I   timed sums (5000)\n"
-          "\nPrints one line of JSON: median, 99th percentile and minimum at member 0.\n",
-          to);
+    fputs(
+        "usage: superpod bench allreduce [--ranks N] [--bytes B] [--iterations I]\n"
+        "                                [--transport shm|ucx]\n\n"
+        "  --ranks N        processes on this node, 1 to 64 (2)\n"
+        "  --bytes B        of one sum, a multiple of 4; 16k, 1MiB (16KiB)\n"
+        "  --iterations I   timed sums (5000)\n"
+        "  --transport T    shm (inside a node) or ucx (between nodes; here over loopback) (shm)\n"
+        "\nPrints one line of JSON: median, 99th percentile and minimum at member 0.\n",
+        to);
     return to == stdout ? SP_EXIT_OK : SP_EXIT_USAGE;
 }
 

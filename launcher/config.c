@@ -102,7 +102,9 @@ static const row rows[] = {
     {"preflight", NULL, STR, AT(preflight), "warn", 0, 0, HTTP,
      "what a bad network or a low limit does before loading: warn, strict (exit 10) or off"},
     {"pid-file", NULL, STR, AT(pid_file), NULL, 0, 0, HTTP,
-     "holds the process id whose SIGTERM drains the pod; removed at the end"},
+     "holds the process id whose SIGTERM drains the pod; at the end it is removed, or says 'exit "
+     "N' when "
+     "N is not 0"},
     {"endpoint-file", NULL, STR, AT(endpoint_file), NULL, 0, 0, HTTP,
      "written when ready, removed at the end: JSON with url and model"},
 

@@ -2,6 +2,7 @@
 #include "launcher/agent.h"
 #include "launcher/build_id.h"
 #include "launcher/children.h"
+#include "launcher/measure.h"
 #include "launcher/meeting.h"
 #include "launcher/words.h"
 #include "runtime/base/clock.h"
@@ -20,6 +21,8 @@
 #define KNOCK_NS (10 * SP_NS_PER_S)
 #define SAY_NS (10 * SP_NS_PER_S)
 #define SEND_NS (2 * SP_NS_PER_S)
+/* timeout(1) and launchers signal a process and then its group: one request that comes twice. */
+#define SAME_REQUEST_NS (500 * SP_NS_PER_MS)
 #define GRACE_NS (5 * SP_NS_PER_S) /* for the head's last words once a rank is gone */
 
 typedef struct follower {
@@ -27,12 +30,15 @@ typedef struct follower {
     const sp_place *place;
     sp_contact contact;
     sp_link *link;
+    sp_measure *measure; /* NULL: nobody measures the way to us (any more) */
     int signal_fd;
     sp_welcome welcome;
     sp_child ranks[SP_BOOT_RINGS_MAX];
     int64_t deadline_ns, kill_at_ns;
     int stop_signals;
-    bool over; /* the head said how the pod ended */
+    int64_t asked_ns; /* to stop, when last */
+    bool over;        /* the head said how the pod ended */
+    bool killed;      /* by us: ends by a signal say nothing any more */
     int code;
 } follower;
 
@@ -76,6 +82,9 @@ static sp_status knock(follower *f, sp_err *err) {
     sp_agent_words_here(&w);
     w.rank = f->place->rank;
     w.slots = f->config->slots;
+    /* Where others measure the way here; a head that finds nothing there says so. */
+    if (sp_measure_open(&f->measure, &f->contact.token, w.measure, sizeof w.measure, err) != SP_OK)
+        sp_warn("nobody can measure the way to this node: %s", err->text);
     sp_buf_init(&text, 0);
     sp_agent_words_write(&w, &text);
     sp_backoff wait;
@@ -116,7 +125,9 @@ static void take_bye(follower *f, const sp_frame *frame) {
     f->code = SP_EXIT_PEER;
     if (sp_pod_end_read(&end, (sp_slice){frame->payload, frame->length}, &err) != SP_OK) return;
     f->code = (int)end.code;
-    if (end.code) fprintf(stderr, "superpod: the head ended the pod: %s\n", end.why);
+    if (end.code)
+        fprintf(stderr, "superpod: the head %s: %s\n",
+                f->welcome.agent ? "ended the pod" : "refuses us", end.why);
 }
 
 static sp_status start_rank(follower *f, int i, sp_err *err) {
@@ -152,6 +163,9 @@ static sp_status take_words(follower *f, sp_err *err) {
             take_bye(f, &frame);
         else if (frame.type == SP_FRAME_WELCOME)
             SP_TRY(take_welcome(f, &frame, err));
+        else if (frame.type == SP_FRAME_MEASURE)
+            SP_TRY(sp_measure_take(&f->measure, f->link, &f->contact.token,
+                                   (sp_slice){frame.payload, frame.length}, err));
         else
             return SP_FAIL(err, SP_E_PROTOCOL, "frame of type %d to an agent", (int)frame.type);
     }
@@ -160,8 +174,9 @@ static sp_status take_words(follower *f, sp_err *err) {
 
 /* ---- its children ---- */
 
-static void kill_ranks(const follower *f, int sig) {
-    for (int i = 0; i < f->welcome.ranks; i++) sp_child_kill(&f->ranks[i], sig);
+static void kill_ranks(follower *f) {
+    f->killed = true;
+    for (int i = 0; i < f->welcome.ranks; i++) sp_child_kill(&f->ranks[i], SIGKILL);
 }
 
 static bool any_runs(const follower *f) {
@@ -185,45 +200,55 @@ static void tell_end(follower *f, int i) {
 static void reap(follower *f) {
     for (int i = 0; i < f->welcome.ranks; i++) {
         if (!sp_child_reap(&f->ranks[i])) continue;
-        if (f->ranks[i].code < 0 && !f->over)
+        if (f->ranks[i].code < 0 && !f->killed)
             sp_error("%s was killed by signal %d", f->ranks[i].name, -f->ranks[i].code);
         if (!f->over) tell_end(f, i);
         if (f->kill_at_ns == SP_NEVER) f->kill_at_ns = sp_now_ns() + GRACE_NS;
     }
 }
 
+static void on_stop(follower *f, int sig) {
+    int64_t now = sp_now_ns();
+    if (f->stop_signals > 0 && now - f->asked_ns < SAME_REQUEST_NS) return;
+    f->asked_ns = now;
+    if (++f->stop_signals == 1) {
+        /* The launcher has told the head too; what runs here belongs to its requests. */
+        sp_info("asked to stop: waiting for the head to drain; once more to leave at once");
+        return;
+    }
+    kill_ranks(f);
+    f->over = true;
+    f->code = 128 + sig;
+}
+
 static void take_signals(follower *f) {
     struct signalfd_siginfo info;
-    while (read(f->signal_fd, &info, sizeof info) == sizeof info) {
-        if (info.ssi_signo == SIGCHLD) {
+    while (read(f->signal_fd, &info, sizeof info) == sizeof info)
+        if (info.ssi_signo == SIGCHLD)
             reap(f);
-        } else if (++f->stop_signals == 1) {
-            /* The launcher has told the head too; what runs here belongs to its requests. */
-            sp_info("asked to stop: waiting for the head to drain; once more to leave at once");
-        } else {
-            kill_ranks(f, SIGKILL);
-            f->over = true;
-            f->code = 128 + (int)info.ssi_signo;
-        }
-    }
+        else
+            on_stop(f, (int)info.ssi_signo);
 }
 
 static sp_status run(follower *f, sp_err *err) {
     sp_status st = SP_OK;
     while (st == SP_OK && (!f->over || any_runs(f))) {
-        struct pollfd p[2] = {{.fd = f->signal_fd, .events = POLLIN},
-                              {.fd = f->over ? -1 : sp_link_fd(f->link), .events = POLLIN}};
+        struct pollfd p[3] = {{.fd = f->signal_fd, .events = POLLIN},
+                              {.fd = f->over ? -1 : sp_link_fd(f->link), .events = POLLIN},
+                              {.fd = sp_measure_fd(f->measure), .events = POLLIN}};
         int64_t left = f->kill_at_ns - sp_now_ns();
         int ms = f->kill_at_ns == SP_NEVER ? -1 : left <= 0 ? 0 : (int)(left / SP_NS_PER_MS) + 1;
-        poll(p, 2, ms);
+        poll(p, SP_LEN(p), ms);
         take_signals(f);
+        sp_measure_look(f->measure);
         st = take_words(f, err);
         if (f->over && f->kill_at_ns == SP_NEVER) f->kill_at_ns = sp_now_ns() + GRACE_NS;
         if (f->kill_at_ns == SP_NEVER || sp_now_ns() < f->kill_at_ns) continue;
-        kill_ranks(f, SIGKILL);
+        kill_ranks(f);
         f->kill_at_ns = f->over ? SP_NEVER : sp_now_ns() + GRACE_NS;
     }
-    kill_ranks(f, SIGKILL);
+    f->over = true;
+    kill_ranks(f);
     while (any_runs(f)) {
         struct pollfd p = {.fd = f->signal_fd, .events = POLLIN};
         poll(&p, 1, -1);
@@ -256,6 +281,7 @@ int sp_agent_follow(const sp_config *config, const sp_place *place) {
                : is_refusal(st)      ? SP_EXIT_CONFIG
                                      : SP_EXIT_PEER;
     sp_link_close(f->link);
+    sp_measure_close(f->measure);
     if (f->signal_fd >= 0) close(f->signal_fd);
     sp_token_wipe(&f->contact.token);
     sp_free(f);

@@ -3,6 +3,7 @@
 #include "launcher/fingerprint.h"
 #include "launcher/flat.h"
 
+#include <ctype.h>
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -75,7 +76,7 @@ sp_status sp_form_numbers(const char *text, int n, int32_t min, int32_t max, int
     for (int i = 0; i < n; i++) {
         char *end;
         long v = strtol(at, &end, 10);
-        if (end == at || v < min || v > max || *end != (i + 1 < n ? ',' : 0))
+        if (!isdigit((unsigned char)*at) || v < min || v > max || *end != (i + 1 < n ? ',' : 0))
             return SP_FAIL(err, SP_E_INVALID, "want %d numbers of %d to %d, got '%.60s'", n, min,
                            max, text);
         out[i] = (int32_t)v;

@@ -26,6 +26,9 @@ typedef struct sp_form {
     int64_t local_rank, local_ranks; /* among the ranks of its node */
 } sp_form;
 
+/* Of a link between the head and a rank of another agent: as long as the longest step. A cut is found
+ * by the agents' links. */
+#define SP_RANK_PATIENCE_MS 120000
 #define SP_CONFIG_HASH_BYTES 65 /* text, NUL included */
 
 /** Appends the JSON text of `form`. */
@@ -38,6 +41,7 @@ SP_NODISCARD sp_status sp_form_read(sp_form *out, sp_slice json, sp_err *err);
 /** SHA-256, in hexadecimal, of what all ranks share. */
 void sp_form_hash(const sp_form *form, char out[SP_CONFIG_HASH_BYTES]);
 
-/** Parses `nodes` or `pp_layers`. Errors: SP_E_INVALID not `n` numbers of min..max. */
+/** Parses `nodes` or `pp_layers`. Errors: SP_E_INVALID not `n` plain numbers of min..max
+ * (0 at least). */
 SP_NODISCARD sp_status sp_form_numbers(const char *text, int n, int32_t min, int32_t max,
                                        int32_t *out, sp_err *err);

@@ -97,9 +97,11 @@ static sp_status read_form(sp_groups *g, const sp_form *f, sp_err *err) {
     g->pp = (int32_t)f->pp;
     g->rank = (int32_t)f->rank;
     int32_t n = g->tp * g->pp;
-    if (n > SP_POD_RANKS_MAX || g->tp >= SP_GROUP_MEMBERS_MAX || g->pp > SP_GROUP_MEMBERS_MAX)
+    /* With several stages the feedback group has one member more than a stage. */
+    if (n > SP_POD_RANKS_MAX || g->tp + (g->pp > 1) > SP_GROUP_MEMBERS_MAX ||
+        g->pp > SP_GROUP_MEMBERS_MAX)
         return SP_FAIL(err, SP_E_INVALID, "a pod of %d x %d ranks; at most %d, %d in a group",
-                       g->tp, g->pp, SP_POD_RANKS_MAX, SP_GROUP_MEMBERS_MAX - 1);
+                       g->tp, g->pp, SP_POD_RANKS_MAX, SP_GROUP_MEMBERS_MAX);
     SP_TRY(sp_form_numbers(f->nodes, n, 0, SP_POD_RANKS_MAX, g->nodes, err));
     SP_TRY(read_key(g, f->group_key, err));
     g->force_ucx = strcmp(f->collectives, "ucx") == 0;

@@ -2,6 +2,7 @@
 
 #include "runtime/base/str.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,7 +73,8 @@ static sp_status parse_kind(sp_device_kind *out, const char *word, sp_err *err) 
 static bool take_count(const char **at, int32_t *out) {
     char *end;
     long v = strtol(*at, &end, 10);
-    if (end == *at || (*end != 'x' && *end != 'X') || v < 1 || v > 4096) return false;
+    if (!isdigit((unsigned char)**at) || (*end != 'x' && *end != 'X') || v < 1 || v > 4096)
+        return false;
     *out = (int32_t)v;
     *at = end + 1;
     return true;

@@ -136,6 +136,15 @@ static sp_status open_head(head *h, sp_err *err) {
     return load_text(h, err);
 }
 
+/* What the agents are told when the pod ends with a code. */
+static const char *why_it_ends(const head *h, sp_status st, const sp_err *err, char *out,
+                               size_t n) {
+    if (st != SP_OK && st != SP_E_CLOSED) return err->text;
+    if (h->engine && sp_engine_get_state(h->engine) == SP_ENGINE_FAILED)
+        return sp_engine_why(h->engine, out, n);
+    return "its own command failed";
+}
+
 static void close_head(head *h, int code, const char *why) {
     sp_engine_destroy(h->engine);
     sp_chat_free(h->chat);
@@ -224,7 +233,9 @@ int sp_head(int argc, char **argv) {
         fprintf(stderr, "superpod: %s\n", err.text);
     int code = st == SP_OK ? run_front(h) : exit_of(st);
     if (st == SP_E_CANCELED && command == SP_CMD_SERVE) code = SP_EXIT_OK; /* drained of nothing */
-    close_head(h, code, st == SP_OK ? "its own command failed" : err.text);
+    char why[200] = "";
+    const char *words = why_it_ends(h, st, &err, why, sizeof why);
+    close_head(h, code, words);
     sp_free(h);
     return code;
 }

@@ -1,12 +1,14 @@
 #include "launcher/model.h"
 
+#include "comm/group.h"
 #include "kernels/dev.h"
 #include "runtime/base/mem.h"
+#include "runtime/engine/stage.h"
 #include "runtime/model/weights.h"
 
 /* A rehearsal holds no weights and no keys: its sizes are what a step and a context need. */
 #define NULL_MODEL_LEN 8192
-#define NULL_BATCHED_TOKENS 128
+#define NULL_STEP_BYTES ((int64_t)8 << 20) /* of activations: 128 tokens of a 405B model */
 
 static int32_t ranks_on_node(const sp_config *c) {
     return c->ranks_on_node ? c->ranks_on_node : (int32_t)(c->tp * c->pp);
@@ -34,8 +36,9 @@ static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_
     SP_TRY(sp_memory_read(&req.memory, "", err));
     if (c->null_model) {
         req.memory = (sp_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
-        if (req.max_num_batched_tokens > NULL_BATCHED_TOKENS)
-            req.max_num_batched_tokens = NULL_BATCHED_TOKENS;
+        int64_t fit = NULL_STEP_BYTES / ((int64_t)sizeof(float) * m->desc.hidden);
+        if (req.max_num_batched_tokens > fit)
+            req.max_num_batched_tokens = fit < 1 ? 1 : (int32_t)fit;
         if (!req.max_model_len && m->desc.max_positions > NULL_MODEL_LEN)
             req.max_model_len = NULL_MODEL_LEN;
     }
@@ -43,13 +46,32 @@ static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_
     return SP_OK;
 }
 
+/* What the parts of a pod can hold: known before anything is started. */
+static sp_status check_shape(const sp_config *c, sp_err *err) {
+    /* The ranks that embed and the one that draws are a group too. */
+    const int tp_max = SP_GROUP_MEMBERS_MAX - (c->pp > 1), pp_max = SP_STAGE_STEPS_MAX - 1;
+    if (c->pp > pp_max)
+        return SP_FAIL(err, SP_E_INVALID, "option 'pipeline-parallel-size': want 1 to %d, got %d",
+                       pp_max, (int)c->pp);
+    if (c->tp > tp_max)
+        return SP_FAIL(err, SP_E_INVALID,
+                       "option 'tensor-parallel-size': want 1 to %d with %d stages, got %d", tp_max,
+                       (int)c->pp, (int)c->tp);
+    return SP_OK;
+}
+
 /* The tensors' own types count, not what config.json says of them. */
 static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir *dir, sp_err *err) {
     sp_plan_request req;
+    SP_TRY(check_shape(c, err));
     if (c->pp_layers) SP_TRY(sp_pp_layers_parse(c->pp_layers, (int32_t)c->pp, m->pp_layers, err));
     SP_TRY(make_request(&req, m, c, dir, err));
     SP_TRY(sp_plan_make(&m->plan, &req, err));
     for (int32_t s = 0; s < m->plan.pp; s++) m->pp_layers[s] = m->plan.stages[s].n_layers;
+    int32_t n = m->plan.tp * m->plan.pp;
+    m->ranks = sp_alloc((size_t)n * sizeof *m->ranks);
+    for (int32_t r = 0; r < n; r++)
+        sp_plan_rank_of(&m->ranks[r], &m->plan, &req, r / m->plan.tp, r % m->plan.tp);
     m->max_model_len = m->plan.max_model_len;
     return SP_OK;
 }
@@ -80,5 +102,7 @@ sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
 
 void sp_model_fini(sp_model *m) {
     sp_free(m->dir);
+    sp_free(m->ranks);
     m->dir = NULL;
+    m->ranks = NULL;
 }

@@ -19,6 +19,7 @@ typedef struct sp_model {
     int32_t max_model_len;
     int32_t pp_layers[SP_PLAN_PP_MAX]; /* [pp], as planned */
     uint8_t fingerprint[SP_FINGERPRINT_BYTES];
+    sp_plan_rank *ranks; /* owned [tp * pp]: the bytes of each rank */
 } sp_model;
 
 /** Errors: as sp_model_resolve(), sp_model_desc_load(), sp_arch_find(), sp_plan_make(); and

@@ -1,7 +1,7 @@
 #include "launcher/pod.h"
 
 #include "launcher/build_id.h"
-#include "launcher/join.h"
+#include "launcher/pod_impl.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define SP_LOG "pod"
@@ -20,18 +21,6 @@
 #define SEND_NS (10 * SP_NS_PER_S)
 #define BYE_NS (SP_NS_PER_S / 2)
 #define LOOK_NS (50 * SP_NS_PER_MS) /* a signal is looked for so often */
-
-struct sp_pod {
-    const sp_config *config;
-    const sp_model *model;
-    const sp_boot *boot;
-    int stop_fd, watch_fd;
-    sp_fan *fan;
-    sp_join join; /* door and the agents' links */
-    sp_roster roster;
-    char hash[SP_CONFIG_HASH_BYTES];
-    int64_t started_s;
-};
 
 /* ---- FORM ---- */
 
@@ -188,12 +177,20 @@ static sp_status join(sp_pod *p, sp_err *err) {
             sp_door_open(&p->join.door, p->boot->listen_fd, &p->boot->token, sp_build_id(), err));
         SP_TRY(sp_join_all(&p->join, err));
     }
+    SP_TRY(sp_preflight_run(&p->preflight, &p->join, &p->boot->token,
+                            sp_preflight_mode_of(p->config->preflight), err));
     for (int32_t r = 0; r < p->roster.n_ranks; r++) {
         sp_link *l = p->join.ranks[r];
         p->join.ranks[r] = NULL;
         SP_TRY(sp_fan_add(p->fan, l, err));
     }
     return SP_OK;
+}
+
+/* From now on ranks load and compute; until now each had only to answer. */
+static void be_patient(const sp_pod *p) {
+    for (int32_t r = 0; r < p->roster.n_ranks; r++)
+        sp_link_set_patience(sp_fan_link(p->fan, r), SP_RANK_PATIENCE_MS);
 }
 
 static sp_status watch(sp_pod *p, int fd, sp_err *err) {
@@ -236,8 +233,12 @@ sp_status sp_pod_open(sp_pod **out, const sp_config *config, const sp_model *mod
     if (st == SP_OK) st = open_watch(p, err);
     if (st == SP_OK) st = send_forms(p, err);
     if (st == SP_OK) st = introduce(p, err);
+    if (st == SP_OK) be_patient(p);
     if (st != SP_OK) {
-        sp_pod_close(p, st == SP_E_INVALID ? SP_EXIT_CONFIG : SP_EXIT_PEER, err ? err->text : "");
+        int code = st == SP_E_CANCELED  ? SP_EXIT_OK /* drained of nothing */
+                   : st == SP_E_INVALID ? SP_EXIT_CONFIG
+                                        : SP_EXIT_PEER;
+        sp_pod_close(p, code, err ? err->text : "");
         return st;
     }
     if (p->roster.n_ranks > 1)
@@ -272,6 +273,7 @@ void sp_pod_close(sp_pod *p, int code, const char *why) {
     for (int32_t i = 0; i < p->roster.n_ranks; i++) sp_link_close(p->join.ranks[i]);
     sp_door_close(p->join.door);
     sp_fan_close(p->fan);
+    sp_preflight_fini(&p->preflight);
     if (p->watch_fd >= 0) close(p->watch_fd);
     sp_free(p);
 }
@@ -287,8 +289,12 @@ static void lose_agent(sp_pod *p, int32_t i, const char *why) {
     if (sp_gauge_get(&a->gone)) return;
     sp_gauge_set(&a->gone, 1);
     sp_error("agent %d on '%s' is lost: %s", (int)i, a->words.host, why);
-    for (int32_t r = a->first; r < a->first + a->n; r++)
+    for (int32_t r = a->first; r < a->first + a->n; r++) {
         sp_gauge_set(&p->roster.ranks[r].state, SP_RANK_LOST);
+        /* Its ranks' links are patient: the engine is to see at once that they lead nowhere. */
+        int fd = sp_link_fd(sp_fan_link(p->fan, r));
+        if (fd >= 0) shutdown(fd, SHUT_RDWR);
+    }
     epoll_ctl(p->watch_fd, EPOLL_CTL_DEL, sp_link_fd(p->join.agents[i]), NULL);
 }
 
@@ -296,6 +302,7 @@ static void take_end(sp_pod *p, int32_t i, const sp_frame *f) {
     sp_rank_end end;
     sp_err err = {0};
     sp_pod_agent *a = &p->roster.agents[i];
+    if (f->type == SP_FRAME_MEASURE) return; /* an answer that came after its time */
     if (f->type != SP_FRAME_STATUS ||
         sp_rank_end_read(&end, (sp_slice){f->payload, f->length}, &err) != SP_OK ||
         end.local >= a->n) {
@@ -330,6 +337,8 @@ void sp_pod_look(sp_pod *p) {
     sp_err err = {0};
     while (sp_door_next(p->join.door, &g, sp_now_ns(), &err) == SP_OK)
         sp_join_refuse(&g, SP_EXIT_CONFIG, "the pod is complete");
+    for (int r = 1; r < SP_REFUSE_COUNT; r++)
+        sp_gauge_set(&p->refused[r], (int64_t)sp_door_refused(p->join.door, (sp_refusal)r));
     for (int32_t i = 1; i < p->roster.n_agents; i++) look_at_agent(p, i);
 }
 
@@ -351,82 +360,4 @@ const sp_roster *sp_pod_roster(const sp_pod *p) {
 }
 const char *sp_pod_config_hash(const sp_pod *p) {
     return p->hash;
-}
-
-/* ---- status ---- */
-
-static void put_node(const sp_pod *p, int32_t i, sp_jw *w) {
-    const sp_pod_agent *a = &p->roster.agents[i];
-    sp_jw_object(w);
-    sp_jw_key(w, "agent"), sp_jw_int(w, i);
-    sp_jw_key(w, "node"), sp_jw_int(w, a->node);
-    sp_jw_key(w, "host"), sp_jw_str(w, a->words.host);
-    sp_jw_key(w, "address"), sp_jw_str(w, a->address[0] ? a->address : "local");
-    sp_jw_key(w, "pid"), sp_jw_int(w, i ? a->words.pid : getppid());
-    sp_jw_key(w, "cores"), sp_jw_int(w, a->words.cores);
-    sp_jw_key(w, "ranks"), sp_jw_int(w, a->n);
-    sp_jw_key(w, "state"), sp_jw_str(w, sp_gauge_get(&a->gone) ? "lost" : "active");
-    sp_jw_object_end(w);
-}
-
-static void put_rank(const sp_pod *p, int32_t r, sp_jw *w) {
-    const sp_pod_rank *k = &p->roster.ranks[r];
-    const sp_plan *plan = &p->model->plan;
-    int32_t stage = r / p->roster.tp, slice = r % p->roster.tp;
-    const sp_plan_stage *s = &plan->stages[stage];
-    const sp_plan_slice *c = &plan->slices[slice];
-    sp_jw_object(w);
-    sp_jw_key(w, "rank"), sp_jw_int(w, r);
-    sp_jw_key(w, "pid"), sp_jw_int(w, k->pid);
-    sp_jw_key(w, "node"), sp_jw_int(w, k->node);
-    sp_jw_key(w, "host"), sp_jw_str(w, p->roster.agents[k->agent].words.host);
-    sp_jw_key(w, "agent"), sp_jw_int(w, k->agent);
-    sp_jw_key(w, "role"), sp_jw_str(w, "mixed");
-    sp_jw_key(w, "stage"), sp_jw_int(w, stage);
-    sp_jw_key(w, "tp_rank"), sp_jw_int(w, slice);
-    sp_jw_key(w, "layers"), sp_jw_array(w);
-    sp_jw_int(w, s->layer_first), sp_jw_int(w, s->layer_first + s->n_layers - 1);
-    sp_jw_array_end(w);
-    sp_jw_key(w, "heads"), sp_jw_int(w, c->n_heads);
-    sp_jw_key(w, "kv_heads"), sp_jw_int(w, c->n_kv_heads);
-    sp_jw_key(w, "state"), sp_jw_str(w, sp_rank_state_name((sp_rank_state)sp_gauge_get(&k->state)));
-    sp_jw_object_end(w);
-}
-
-void sp_pod_status(const sp_pod *p, sp_buf *out) {
-    sp_jw w = sp_jw_on(out);
-    sp_jw_object(&w);
-    sp_jw_key(&w, "head"), sp_jw_object(&w);
-    sp_jw_key(&w, "pid"), sp_jw_int(&w, getpid());
-    sp_jw_key(&w, "host"), sp_jw_str(&w, p->roster.agents[0].words.host);
-    sp_jw_key(&w, "term"), sp_jw_int(&w, 1);
-    sp_jw_key(&w, "launcher"), sp_jw_str(&w, p->boot->source);
-    sp_jw_key(&w, "join_port"), sp_jw_int(&w, p->join.door ? p->boot->port : 0);
-    sp_jw_key(&w, "uptime_s"), sp_jw_int(&w, sp_unix_s() - p->started_s);
-    sp_jw_object_end(&w);
-    sp_jw_key(&w, "model"), sp_jw_str(&w, p->config->model);
-    sp_jw_key(&w, "tp"), sp_jw_int(&w, p->roster.tp);
-    sp_jw_key(&w, "pp"), sp_jw_int(&w, p->roster.pp);
-    sp_jw_key(&w, "epoch"), sp_jw_int(&w, 1);
-    sp_jw_key(&w, "configuration"), sp_jw_str(&w, p->hash);
-    sp_jw_key(&w, "refused"), sp_jw_object(&w);
-    for (int r = 1; p->join.door && r < SP_REFUSE_COUNT; r++)
-        sp_jw_key(&w, sp_refusal_name((sp_refusal)r)),
-            sp_jw_int(&w, (int64_t)sp_door_refused(p->join.door, (sp_refusal)r));
-    sp_jw_object_end(&w);
-    sp_jw_key(&w, "nodes"), sp_jw_array(&w);
-    for (int32_t i = 0; i < p->roster.n_agents; i++) put_node(p, i, &w);
-    sp_jw_array_end(&w);
-    sp_jw_key(&w, "ranks"), sp_jw_array(&w);
-    for (int32_t r = 0; r < p->roster.n_ranks; r++) put_rank(p, r, &w);
-    sp_jw_array_end(&w);
-    sp_jw_key(&w, "pools"), sp_jw_array(&w);
-    sp_jw_object(&w);
-    sp_jw_key(&w, "name"), sp_jw_str(&w, "default");
-    sp_jw_key(&w, "role"), sp_jw_str(&w, "mixed");
-    sp_jw_key(&w, "tp"), sp_jw_int(&w, p->roster.tp);
-    sp_jw_key(&w, "pp"), sp_jw_int(&w, p->roster.pp);
-    sp_jw_object_end(&w);
-    sp_jw_array_end(&w);
-    sp_jw_object_end(&w);
 }

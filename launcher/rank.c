@@ -64,6 +64,8 @@ static sp_status open_link(rank *r, const sp_boot *b, sp_err *err) {
     sp_status st = sp_door_knock(&r->link, b->addresses, &b->token, sp_build_id(), SP_ROLE_RANK,
                                  text.ptr, sp_now_ns() + JOIN_TIMEOUT_NS, err);
     sp_buf_fini(&text);
+    /* A head that is gone or cut off is found by our agent, which takes us along. */
+    if (st == SP_OK) sp_link_set_patience(r->link, SP_RANK_PATIENCE_MS);
     return st;
 }
 
@@ -274,7 +276,10 @@ static sp_status become_what_is_formed(rank *r, sp_err *err) {
     settle_cores(r);
     sp_status st = read_model(r, err);
     r->refused = st != SP_OK;
-    if (st == SP_OK) st = join_groups(r, err);
+    if (st == SP_OK) {
+        st = join_groups(r, err);
+        r->refused = st == SP_E_INVALID || st == SP_E_UNSUPPORTED;
+    }
     if (st == SP_OK) {
         st = load(r, err);
         r->refused = st != SP_OK && st != SP_E_DEVICE && st != SP_E_CLOSED;

@@ -135,6 +135,25 @@ static long long int_of(const sp_json_node *o, const char *key) {
     return sp_json_type_of(v) == SP_JSON_INT ? (long long)sp_json_int(v) : 0;
 }
 
+static double number_of(const sp_json_node *o, const char *key) {
+    const sp_json_node *v = sp_json_find(o, key);
+    sp_json_type t = sp_json_type_of(v);
+    return t == SP_JSON_INT || t == SP_JSON_FLOAT ? sp_json_number(v) : 0;
+}
+
+/* As the preflight measured them; a pod on one node has none. */
+static void print_links(const sp_json_node *list) {
+    if (sp_json_count(list) == 0) return;
+    printf("\n%-20s %-20s %10s %10s\n", "link", "", "rtt us", "GB/s tcp");
+    for (const sp_json_node *n = sp_json_first(list); n; n = sp_json_next(n)) {
+        printf("%-20s %-20s ", text_of(n, "from"), text_of(n, "to"));
+        if (number_of(n, "rtt_us") > 0)
+            printf("%10.1f %10.3f\n", number_of(n, "rtt_us"), number_of(n, "gb_per_s"));
+        else
+            printf("%s\n", text_of(n, "error"));
+    }
+}
+
 static void print_table(const sp_json_node *root) {
     const sp_json_node *head = sp_json_find(root, "head");
     printf("model %s, tp %lld x pp %lld, term %lld, epoch %lld, configuration %.12s\n",
@@ -149,30 +168,41 @@ static void print_table(const sp_json_node *root) {
         printf("%5lld %5lld %-20s %-22s %7lld %6lld %s\n", int_of(n, "agent"), int_of(n, "node"),
                text_of(n, "host"), text_of(n, "address"), int_of(n, "pid"), int_of(n, "ranks"),
                text_of(n, "state"));
-    printf("\n%5s %5s %3s %9s %6s %8s %7s %-20s %s\n", "rank", "stage", "tp", "layers", "heads",
-           "kv_heads", "pid", "host", "state");
+    print_links(sp_json_find(root, "links"));
+    printf("\n%5s %5s %3s %9s %6s %8s %10s %10s %7s %-20s %s\n", "rank", "stage", "tp", "layers",
+           "heads", "kv_heads", "weights", "kv cache", "pid", "host", "state");
     list = sp_json_find(root, "ranks");
     for (const sp_json_node *n = sp_json_first(list); n; n = sp_json_next(n)) {
         const sp_json_node *layers = sp_json_find(n, "layers");
-        char span[24];
+        char span[24], weights[24], kv[24];
         snprintf(span, sizeof span, "%lld-%lld", (long long)sp_json_int(sp_json_at(layers, 0)),
                  (long long)sp_json_int(sp_json_at(layers, 1)));
-        printf("%5lld %5lld %3lld %9s %6lld %8lld %7lld %-20s %s\n", int_of(n, "rank"),
+        printf("%5lld %5lld %3lld %9s %6lld %8lld %10s %10s %7lld %-20s %s\n", int_of(n, "rank"),
                int_of(n, "stage"), int_of(n, "tp_rank"), span, int_of(n, "heads"),
-               int_of(n, "kv_heads"), int_of(n, "pid"), text_of(n, "host"), text_of(n, "state"));
+               int_of(n, "kv_heads"),
+               sp_format_bytes(weights, sizeof weights, (uint64_t)int_of(n, "weight_bytes")),
+               sp_format_bytes(kv, sizeof kv, (uint64_t)int_of(n, "kv_bytes")), int_of(n, "pid"),
+               text_of(n, "host"), text_of(n, "state"));
     }
 }
 
 static sp_status show(const ask *a, const sp_buf *body, sp_err *err) {
-    if (a->json) {
-        printf("%s\n", body->ptr);
-        return SP_OK;
-    }
     sp_json *doc;
-    SP_TRY(sp_json_parse(&doc, sp_buf_slice(body), 0, err));
-    print_table(sp_json_root(doc));
+    sp_status st = sp_json_parse(&doc, sp_buf_slice(body), 0, err);
+    if (st != SP_OK) {
+        sp_err_context(err, "%.100s tells no status", a->url);
+        return st;
+    }
+    const sp_json_node *root = sp_json_root(doc);
+    if (sp_json_type_of(root) != SP_JSON_OBJECT)
+        st = SP_FAIL(err, SP_E_FORMAT, "%.100s tells no status: want an object, got %s", a->url,
+                     sp_json_type_name(sp_json_type_of(root)));
+    else if (a->json)
+        printf("%s\n", body->ptr);
+    else
+        print_table(root);
     sp_json_free(doc);
-    return SP_OK;
+    return st;
 }
 
 int sp_status_command(int argc, char **argv) {

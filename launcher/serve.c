@@ -74,7 +74,10 @@ static sp_status find_place(sp_place *out, const sp_config *c, sp_err *err) {
                             .nnodes = (int)c->nnodes,
                             .head_port = (int)c->head_port};
     SP_TRY(sp_place_find(out, &flags, err));
-    if (strcmp(out->source, "alone") != 0)
+    if (strcmp(out->source, "alone") == 0) return SP_OK;
+    if (out->rank < 0)
+        sp_info("started by %s: a worker of the head at %s", out->source, out->head);
+    else
         sp_info("started by %s: agent %d of %d%s", out->source, out->rank, out->size,
                 out->is_head ? ", with the head" : "");
     return SP_OK;

@@ -2,12 +2,15 @@
 
 #include "launcher/flat.h"
 
+#include <dirent.h>
+#include <linux/capability.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define NUMBER_MAX INT64_C(9007199254740991) /* what JSON numbers hold exactly */
@@ -23,6 +26,7 @@ static const sp_flat_row agent_rows[] = {
     SP_FLAT_NUMBER_ROW(sp_agent_words, memlock_bytes, -1, NUMBER_MAX),
     SP_FLAT_NUMBER_ROW(sp_agent_words, shm_bytes, -1, NUMBER_MAX),
     SP_FLAT_NUMBER_ROW(sp_agent_words, open_files, -1, NUMBER_MAX),
+    SP_FLAT_NUMBER_ROW(sp_agent_words, rdma, 0, INDEX_MAX),
     SP_FLAT_TEXT_ROW(sp_agent_words, measure),
 };
 static const sp_flat_row rank_rows[] = {
@@ -152,6 +156,22 @@ static int64_t shm_bytes(void) {
     return bytes > (uint64_t)NUMBER_MAX ? -1 : (int64_t)bytes;
 }
 
+/* With CAP_IPC_LOCK the limit of locked memory does not bind. */
+static bool may_lock_all(void) {
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    return syscall(SYS_capget, &head, sets) == 0 && (sets[0].effective & 1u << CAP_IPC_LOCK);
+}
+
+static int64_t count_rdma(void) {
+    DIR *d = opendir("/sys/class/infiniband");
+    if (!d) return 0;
+    int64_t n = 0;
+    for (const struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
+    closedir(d);
+    return n < INDEX_MAX ? n : INDEX_MAX;
+}
+
 void sp_node_id(char out[SP_NODE_BYTES]) {
     char boot[40] = "";
     FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
@@ -172,8 +192,9 @@ void sp_agent_words_here(sp_agent_words *out) {
     sp_node_id(w.node);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     w.cores = cores > 0 ? cores : 1;
-    w.memlock_bytes = limit_of(RLIMIT_MEMLOCK);
+    w.memlock_bytes = may_lock_all() ? -1 : limit_of(RLIMIT_MEMLOCK);
     w.open_files = limit_of(RLIMIT_NOFILE);
     w.shm_bytes = shm_bytes();
+    w.rdma = count_rdma();
     *out = w;
 }

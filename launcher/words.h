@@ -20,6 +20,7 @@ typedef struct sp_agent_words {
     int64_t rank;             /* of the launcher; -1: none */
     int64_t pid, slots, cores;
     int64_t memlock_bytes, shm_bytes, open_files; /* limits; -1: none */
+    int64_t rdma;                                 /* RDMA devices of the node */
     char measure[256]; /* where other agents may measure the way here; "": nowhere */
 } sp_agent_words;
 

@@ -1,15 +1,15 @@
 #!/bin/bash
 # The figures that matter, as ratios where that is possible: this machine's own speed cancels out.
 #
-#   make bench                                  all of them, about two minutes
-#   tests/bench.sh http prefix                  some: http prefix start idle vllm
+#   make bench                                  all of them, about four minutes
+#   tests/bench.sh http prefix                  some: http prefix start idle pod vllm
 #   VLLM_PYTHON=/venv/bin/python make bench     also vLLM on the same model, in the same run
 #
 # A benchmark is no test: nothing fails here. "floor" is what must hold, "goal" what is wanted.
 # Medians, because others use the machine too; what is compared is measured in turns.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-superpod=build/release/superpod
+superpod=${SUPERPOD_BUILD:-build/release}/superpod
 model=configs/podling
 dir=$(mktemp -d)
 servers=()
@@ -69,9 +69,9 @@ start() { # seconds command...
     ready_ms=$(calc %.1f "($(now_us) - $began) / 1000")
     url=http://127.0.0.1:$port
 }
-start_superpod() {
+start_superpod() { # option...
     port=$(free_port)
-    start 20 "$superpod" serve --model $model --port "$port" --quiet
+    start 20 "$superpod" serve --model $model --port "$port" --quiet "$@"
 }
 
 metric() { curl -sS "$url/metrics" | awk -v name="$1" 'index($0, name) == 1 { sum += $NF } END { printf "%.9f", sum }'; }
@@ -197,6 +197,68 @@ bench_idle() {
     stop_all
 }
 
+# ---- many ranks on this machine --------------------------------------------------------------------
+# Ranks that share two cores cannot be faster than one that has both: the ratios say what being
+# several costs.
+sum_of() { # ranks: the median of three runs, microseconds
+    local i us=()
+    for i in 1 2 3; do
+        us+=("$("$superpod" bench allreduce --ranks "$1" --bytes 16KiB --iterations 3000 | jq -r .median_us)")
+    done
+    median_of "${us[@]}"
+}
+# against NAME STREAMS TOKENS FLOOR OPTION...: podling as one rank and with these options, in turns.
+against() {
+    local name=$1 streams=$2 tokens=$3 floor=$4 one many i a=() b=()
+    shift 4
+    start_superpod
+    one=$url
+    start_superpod "$@"
+    many=$url
+    for i in 0 1 2 3 4 5 6; do # the first turn warms both
+        a[i]=$(url=$one && load "$streams" "$tokens")
+        b[i]=$(url=$many && load "$streams" "$tokens")
+    done
+    local x y
+    x=$(median_of "${a[@]:1}")
+    y=$(median_of "${b[@]:1}")
+    row "$streams stream$([ "$streams" = 1 ] || echo s) x $tokens tokens: 1 rank" "$(calc %.0f "$x") tok/s" - -
+    row "$streams stream$([ "$streams" = 1 ] || echo s) x $tokens tokens: $name" "$(calc %.0f "$y") tok/s" - -
+    row "  $name / 1 rank" "$(calc %.2f "$y / $x")" "$floor" -
+    stop_all
+}
+wireup() { "$superpod" bench wireup --ranks "$1" --runs 5 --json | jq -r .ready_ms; }
+bench_pod() {
+    local ranks steps cpu events http_cpu before began
+    for ranks in 2 4; do row "sum of 16 KiB, $ranks ranks, shared memory" "$(calc %.1f "$(sum_of $ranks)") us" - -; done
+    against "tp 2" 1 200 0.7 --tp 2
+    against "pp 2" 32 100 0.75 --pp 2
+    row "exec to ready, 8 null ranks" "$(calc %.0f "$(wireup 8)") ms" "500 ms" -
+    row "exec to ready, 64 null ranks" "$(calc %.0f "$(wireup 64)") ms" "5000 ms" "1000 ms"
+
+    start_superpod --null-model --max-num-seqs 256
+    load 256 4 >/dev/null # warm
+    steps=$(metric superpod:engine_steps_total) cpu=$(metric superpod:engine_step_cpu_seconds_total)
+    events=$(metric superpod:http_events_total) http_cpu=$(metric superpod:http_event_cpu_seconds_total)
+    load 256 1500 >/dev/null # long answers: nearly all the time all 256 run
+    steps=$(calc %.9f "$(metric superpod:engine_steps_total) - $steps")
+    cpu=$(calc %.9f "$(metric superpod:engine_step_cpu_seconds_total) - $cpu")
+    events=$(calc %.9f "$(metric superpod:http_events_total) - $events")
+    http_cpu=$(calc %.9f "$(metric superpod:http_event_cpu_seconds_total) - $http_cpu")
+    row "null model: engine thread a step, 256 sequences" "$(calc %.1f "$steps > 0 ? $cpu / $steps * 1e6 : 0") us" "200 us" "50 us"
+    row "  tokens a step" "$(calc %.0f "$steps > 0 ? $events / $steps : 0")" - -
+    row "  HTTP thread an event" "$(calc %.1f "$events > 0 ? $http_cpu / $events * 1e6 : 0") us" "10 us" -
+    stop_all
+
+    start_superpod --tp 2 --pp 2
+    load 4 20 >/dev/null
+    before=$(cpu_ns "$server") began=$(now_us)
+    sleep 10
+    row "4 ranks idle, of one core over 10 s" \
+        "$(calc %.3f "($(cpu_ns "$server") - $before) / (($(now_us) - $began) * 1000) * 100") %" "2 %" "0.2 %"
+    stop_all
+}
+
 # ---- vLLM's CPU build on the same model, in turns with ours ----------------------------------------
 bench_vllm() {
     local python=${VLLM_PYTHON:-} ours_port theirs_port ours theirs i ready
@@ -235,6 +297,6 @@ bench_vllm() {
 }
 
 [ -x $superpod ] || { echo "not built: $superpod" >&2 && exit 1; }
-[ $# -gt 0 ] || set -- http prefix start idle vllm
+[ $# -gt 0 ] || set -- http prefix start idle pod vllm
 row figure value floor goal
 for part in "$@"; do "bench_$part"; done

@@ -626,6 +626,54 @@ static void a_silent_cut_of_tcp_is_a_closed_link_within_four_seconds(void) {
     close(busy[1]);
 }
 
+/* Sends until the socket takes no more; how many frames it took. */
+static uint32_t fill(sp_link *l) {
+    static const unsigned char bytes[60000];
+    uint32_t n = 0;
+    while (send_bytes(l, bytes, sizeof bytes, sp_now_ns() + 20 * SP_NS_PER_MS) == SP_OK) n++;
+    return n;
+}
+
+/* Neither peer reads: both live, and both are full. */
+static void a_peer_that_reads_nothing_is_lost_to_the_impatient_only(void) {
+    int quick[2], patient[2];
+    sp_link *a[2], *b;
+    sp_frame f;
+    if (!tcp_pair(quick) || !tcp_pair(patient)) SP_SKIP("no TCP over loopback here");
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_stream(&a[0], quick[0], &A, NULL), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_stream(&a[1], patient[0], &A, NULL), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_stream(&b, patient[1], &B, NULL), SP_OK);
+    sp_link_set_patience(a[0], 400);
+    sp_link_set_patience(a[1], 120000);
+    CU_ASSERT_EQUAL(option(quick[0], IPPROTO_TCP, TCP_USER_TIMEOUT), 400);
+    CU_ASSERT_EQUAL(option(patient[0], IPPROTO_TCP, TCP_USER_TIMEOUT), 120000);
+    uint32_t sent = fill(a[1]);
+    fill(a[0]);
+    CU_ASSERT_EQUAL(sp_link_recv(a[0], &f, soon(), NULL), SP_E_CLOSED);
+    sp_status late = send_bytes(a[1], "x", 1, 0);
+    CU_ASSERT(late == SP_E_TIMEOUT || late == SP_OK); /* full perhaps, not lost */
+    sent += late == SP_OK;
+    for (uint32_t got = 0; got < sent;) {
+        sp_status st = sp_link_recv(b, &f, sp_now_ns() + SP_NS_PER_MS, NULL);
+        if (st == SP_AGAIN)
+            st = sp_link_recv(a[1], &f, 0, NULL); /* flushes a rest */
+        else
+            got += st == SP_OK;
+        CU_ASSERT_FATAL(st == SP_OK || st == SP_AGAIN);
+    }
+    for (int i = 0; i < 2; i++) sp_link_close(a[i]);
+    sp_link_close(b);
+    close(quick[1]);
+}
+static void patience_is_of_tcp_only(void) {
+    pair p = make_pair(true);
+    sp_frame f;
+    sp_link_set_patience(p.a, 1);
+    CU_ASSERT_EQUAL(send_bytes(p.a, "on", 2, 0), SP_OK);
+    CU_ASSERT_EQUAL(sp_link_recv(p.b, &f, soon(), NULL), SP_OK);
+    drop_pair(&p);
+}
+
 /* The child is side B and never returns. */
 static pid_t start_child(int fd, int other_fd, void (*fn)(sp_link *l)) {
     fflush(NULL);
@@ -738,5 +786,7 @@ SP_TEST_MAIN("comm/stream", SP_TEST(the_bytes_in_the_clear_are_header_and_payloa
              SP_TEST(waiting_costs_little_processor_time),
              SP_TEST(a_silent_cut_of_tcp_is_noticed_by_the_options_set),
              SP_TEST(a_silent_cut_of_tcp_is_a_closed_link_within_four_seconds),
+             SP_TEST(a_peer_that_reads_nothing_is_lost_to_the_impatient_only),
+             SP_TEST(patience_is_of_tcp_only),
              SP_TEST(a_process_echoes_over_tcp_and_the_round_trip_is_told),
              SP_TEST(a_sender_killed_at_any_time_leaves_only_whole_frames))

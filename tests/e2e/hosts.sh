@@ -345,10 +345,104 @@ kserve_0_18_needs_no_options() {
         PIPELINE_PARALLEL_SIZE=2 TENSOR_PARALLEL_SIZE=1 WORKER_SVC=m-workers-1
 }
 
+# ---- the preflight, and a cut --------------------------------------------------------------------
+
+three_to_be_measured() { # option of the head...
+    need_pod
+    hosts_up 3
+    make_token
+    worker h1
+    worker h2
+    head_of 3 --pp 3 "$@"
+}
+expect_refusal_everywhere() { # regex of what the head says
+    local host status
+    wait_for 20 all_ended || fail "still there: $(said)"
+    for host in h0 h1 h2; do
+        status=0
+        wait "${NODE[$host]}" || status=$?
+        expect_eq "exit status of $host" "$status" 10
+    done
+    expect_match "what the head says" "$(cat "$DIR/h0.err")" "$1"
+    expect_match "what a worker hears" "$(cat "$DIR/h1.err")" 'ended the pod: preflight'
+    expect_nobody_left
+}
+every_pair_of_nodes_is_measured() {
+    three_to_be_measured --preflight warn
+    wait_ready
+    on h0 "$SUPERPOD" status --json >"$DIR/status" || fail "no status"
+    jq -e '[.links[] | [.from, .to] | sort | join("-")] | sort == ["h0-h1", "h0-h2", "h1-h2"]' "$DIR/status" >"$DIR/jq" ||
+        fail "links: $(jq -c .links "$DIR/status")"
+    jq -e 'all(.links[]; .rtt_us > 0 and .rtt_us < 1e6 and .gb_per_s > 0 and .error == null)' "$DIR/status" >"$DIR/jq" ||
+        fail "figures: $(jq -c .links "$DIR/status")"
+    jq -e 'all(.nodes[]; .clock_offset_us | fabs < 500000)' "$DIR/status" >"$DIR/jq" ||
+        fail "clocks: $(jq -c .nodes "$DIR/status")"
+    grep -qE 'preflight: (good|[0-9]+ remark)' "$DIR/h0.err" || fail "no verdict: $(said)"
+    on h0 "$SUPERPOD" status >"$DIR/status"
+    grep -qE '^h[01] +h[12] +[0-9.]+ +[0-9.]+$' "$DIR/status" || fail "the table shows no link: $(cat "$DIR/status")"
+    # Nobody listens any more but the head.
+    ! command -v ss >/dev/null || expect_eq "doors of the agent on h1" "$(on h1 ss -ltnpH | grep -c '"superpod"' || true)" 0
+    drain_and_end
+}
+nothing_is_measured_where_it_is_off() {
+    three_to_be_measured --preflight off
+    wait_ready
+    on h0 "$SUPERPOD" status --json >"$DIR/status" || fail "no status"
+    jq -e '.links == [] and .nodes[1].clock_offset_us == null' "$DIR/status" >"$DIR/jq" || fail "measured: $(cat "$DIR/status")"
+    ! grep -q preflight: "$DIR/h0.err" || fail "it speaks of a preflight: $(said)"
+    drain_and_end
+}
+a_pair_that_cannot_connect_is_named_by_both() {
+    need_pod
+    hosts_up 3
+    # Packets between these two get lost, and nobody is told.
+    ip -n "$HOSTS_PREFIX"h1 neigh replace 10.77.0.12 lladdr 02:00:00:00:00:99 dev eth0 nud permanent
+    make_token
+    worker h1
+    worker h2
+    head_of 3 --pp 3 --preflight strict
+    expect_refusal_everywhere "preflight: 1 remark: 'h[12]' and 'h[12]' cannot connect.*10\.77\.0\.1[12]"
+}
+a_limit_that_is_too_low_is_named() {
+    need_pod
+    hosts_up 3
+    make_token
+    worker h1
+    (
+        ulimit -n 600
+        worker h2
+    )
+    head_of 3 --pp 3 --preflight strict
+    wait_for 20 ended "${NODE[h0]}" || fail "still there: $(said)"
+    local status=0
+    wait "${NODE[h0]}" || status=$?
+    expect_eq "exit status of h0" "$status" 10
+    expect_match "what the head says" "$(cat "$DIR/h0.err")" "'h2' may open 600 files, want 1024"
+    wait_for 5 nobody_left || fail "left behind"
+}
+a_cut_host_ends_the_pod_with_20_and_is_named() {
+    three_to_be_measured
+    wait_ready
+    start_stream
+    local before status=0
+    before=$(now_ms)
+    host_cut h2
+    wait_for 10 ended "${NODE[h0]}" || fail "still there 10 s after the cut: $(said)"
+    wait "${NODE[h0]}" || status=$?
+    expect_eq "exit status of the head" "$status" 20
+    grep -qE "agent [12] on 'h2' is lost" "$DIR/h0.err" || fail "h2 is not named after $(($(now_ms) - before)) ms: $(said)"
+    # The host behind the cut finds out by itself.
+    wait_for 15 all_ended || fail "still there: $(said)"
+    expect_nobody_left
+}
+
 run_cases hosts hosts_have_names_and_reach_each_other mpirun_starts_one_process_on_each_host \
     mpirun_lets_the_others_go_on_when_one_is_killed nothing_is_left_of_a_case_that_is_killed \
     mpirun_over_two_hosts_tp2_pp2 mpirun_over_two_hosts_tp2 mpirun_over_three_hosts_pp3 \
     mpirun_over_three_hosts_tp2_pp3 workers_that_start_first_wait_for_the_head \
     a_head_that_starts_first_waits_for_its_workers a_wrong_token_is_refused_and_hurts_nobody \
     a_token_that_others_may_read_is_refused a_leader_worker_set_needs_no_options \
-    kserve_0_15_0_needs_no_options kserve_0_15_1_needs_no_options kserve_0_18_needs_no_options
+    kserve_0_15_0_needs_no_options kserve_0_15_1_needs_no_options kserve_0_18_needs_no_options \
+    every_pair_of_nodes_is_measured nothing_is_measured_where_it_is_off \
+    a_pair_that_cannot_connect_is_named_by_both a_limit_that_is_too_low_is_named \
+    a_cut_host_ends_the_pod_with_20_and_is_named

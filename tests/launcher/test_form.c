@@ -1,4 +1,5 @@
-/* Covers launcher/form.c: a FORM goes round, and a wrong one is refused by key. */
+/* Covers launcher/form.c: a FORM goes round, a wrong one is refused by key, its hash is that of what
+ * all ranks share. */
 #include "launcher/form.h"
 #include "tests/harness.h"
 
@@ -9,6 +10,13 @@ static const sp_form FORM = {.model_dir = "/models/\"a\" b",
                              .backend = "cpu",
                              .kv_dtype = "F32",
                              .log_level = "info",
+                             .collectives = "auto",
+                             .pp_layers = "3,3",
+                             .nodes = "0,0,1,1",
+                             .group_key = "00ff",
+                             .fingerprint = "abcd",
+                             .tp = 2,
+                             .pp = 2,
                              .threads = 2,
                              .block_tokens = 16,
                              .n_blocks = 100,
@@ -16,21 +24,30 @@ static const sp_form FORM = {.model_dir = "/models/\"a\" b",
                              .max_num_seqs = 64,
                              .max_batched_tokens = 512,
                              .max_step_rows = 64,
-                             .pin = true};
+                             .timeout_ms = 60000,
+                             .pin = true,
+                             .rank = 3,
+                             .local_rank = 1,
+                             .local_ranks = 2};
 
 static void a_form_comes_back_as_it_was_written(void) {
-    sp_buf b;
+    static sp_form got; /* large */
+    sp_buf b, again;
     sp_buf_init(&b, 0);
+    sp_buf_init(&again, 0);
     sp_form_write(&FORM, &b);
-    sp_form got;
     sp_err err = {0};
     CU_ASSERT_EQUAL_FATAL(sp_form_read(&got, sp_buf_slice(&b), &err), SP_OK);
     CU_ASSERT_EQUAL(memcmp(&got, &FORM, sizeof got), 0);
+    sp_form_write(&got, &again);
+    CU_ASSERT_STRING_EQUAL(again.ptr, b.ptr);
+    sp_buf_fini(&again);
     sp_buf_fini(&b);
 }
 
 /* Replaces `from` by `to` in a good form and wants `words`. */
 static void refuse(const char *from, const char *to, const char *words) {
+    static sp_form got;
     sp_buf good, bad;
     sp_buf_init(&good, 0);
     sp_buf_init(&bad, 0);
@@ -40,7 +57,6 @@ static void refuse(const char *from, const char *to, const char *words) {
     sp_buf_put(&bad, good.ptr, (size_t)(at - good.ptr));
     sp_buf_puts(&bad, to);
     sp_buf_puts(&bad, at + strlen(from));
-    sp_form got;
     sp_err err = {0};
     CU_ASSERT_NOT_EQUAL(sp_form_read(&got, sp_buf_slice(&bad), &err), SP_OK);
     if (!strstr(err.text, words)) fprintf(stderr, "got: %s\n", err.text);
@@ -59,6 +75,68 @@ static void a_wrong_form_is_refused_by_its_key(void) {
     refuse("\"pin\":true", "\"pin\":1", "pin: want a boolean");
     refuse("}", "", "JSON ends");
 }
+static void a_rank_outside_the_pod_is_refused(void) {
+    refuse("\"tp\":2", "\"tp\":0", "tp: want an integer from 1");
+    refuse("\"pp\":2", "\"pp\":129", "pp: want an integer");
+    refuse("\"rank\":3", "\"rank\":4", "rank: want below 4, got 4");
+    refuse("\"rank\":3", "\"rank\":-1", "rank: want an integer");
+    refuse("\"local_rank\":1", "\"local_rank\":2", "local_rank: want below 2, got 2");
+    refuse("\"local_ranks\":2", "\"local_ranks\":0", "local_ranks: want an integer");
+}
+
+static void hash(const sp_form *f, char out[SP_CONFIG_HASH_BYTES]) {
+    memset(out, 'x', SP_CONFIG_HASH_BYTES);
+    sp_form_hash(f, out);
+    CU_ASSERT_EQUAL(strspn(out, "0123456789abcdef"), SP_CONFIG_HASH_BYTES - 1);
+    CU_ASSERT_EQUAL(out[SP_CONFIG_HASH_BYTES - 1], 0);
+}
+static void the_hash_is_that_of_what_all_ranks_share(void) {
+    static sp_form other;
+    char a[SP_CONFIG_HASH_BYTES], b[SP_CONFIG_HASH_BYTES];
+    hash(&FORM, a);
+    other = FORM;
+    other.rank = 0;
+    other.local_rank = 0;
+    other.local_ranks = 7;
+    hash(&other, b);
+    CU_ASSERT_STRING_EQUAL(a, b);
+#define DIFFERS(change) \
+    do { \
+        other = FORM; \
+        change; \
+        hash(&other, b); \
+        CU_ASSERT_STRING_NOT_EQUAL(a, b); \
+    } while (0)
+    DIFFERS(other.tp = 4);
+    DIFFERS(other.null_model = true);
+    DIFFERS(other.timeout_ms = 1);
+    DIFFERS(other.pp_layers[0] = '2');
+    DIFFERS(other.fingerprint[0] = 'b');
+    DIFFERS(other.nodes[0] = '1');
+#undef DIFFERS
+}
+
+static bool numbers(const char *text, int n, int32_t *out) {
+    sp_err err = {0};
+    return sp_form_numbers(text, n, 0, 511, out, &err) == SP_OK;
+}
+static void lists_of_numbers_are_exactly_as_long_as_wanted(void) {
+    int32_t v[4] = {9, 9, 9, 9};
+    CU_ASSERT(numbers("0,7,511", 3, v));
+    CU_ASSERT(v[0] == 0 && v[1] == 7 && v[2] == 511 && v[3] == 9);
+    static const char *const wrong[] = {
+        "",        "0,7",   "0,7,5,1", "0,7,512",         "0,7,-1",
+        "0,,7",    "0,7,",  ",0,7",    "0,7,x",           "0, 7,1",
+        "+0,+7,1", "0;7;1", "0,7,1 ",  "0,7,99999999999", "0x1,7,1"};
+    for (size_t i = 0; i < SP_LEN(wrong); i++) {
+        bool taken = numbers(wrong[i], 3, v);
+        if (taken) fprintf(stderr, "    taken: '%s'\n", wrong[i]);
+        CU_ASSERT_FALSE(taken);
+    }
+}
 
 SP_TEST_MAIN("launcher/form", SP_TEST(a_form_comes_back_as_it_was_written),
-             SP_TEST(a_wrong_form_is_refused_by_its_key))
+             SP_TEST(a_wrong_form_is_refused_by_its_key),
+             SP_TEST(a_rank_outside_the_pod_is_refused),
+             SP_TEST(the_hash_is_that_of_what_all_ranks_share),
+             SP_TEST(lists_of_numbers_are_exactly_as_long_as_wanted))
