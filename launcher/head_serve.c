@@ -129,7 +129,10 @@ static void *ctl_main(void *arg) {
 }
 
 static void put_status(void *ctx, sp_buf *out) {
-    sp_pod_status(ctx, out);
+    const sp_front *f = ctx;
+    /* /health may have said so before ctl looked. */
+    if (sp_engine_get_state(f->engine) == SP_ENGINE_READY) sp_pod_set_state(f->pod, SP_RANK_ACTIVE);
+    sp_pod_status(f->pod, out);
 }
 
 static sp_server_config server_config(const sp_front *f) {
@@ -158,7 +161,7 @@ static sp_server_config server_config(const sp_front *f) {
     sc.shutdown_timeout_ms = (int)(c->shutdown_timeout_s * 1000);
     sc.access_log = c->access_log;
     sc.status = put_status;
-    sc.status_ctx = f->pod;
+    sc.status_ctx = (void *)f;
     if (strcmp(c->generation_config, "auto") == 0)
         sc.defaults =
             (sp_sampling_defaults){d->gen_temperature,        d->gen_top_p, d->gen_min_p,
