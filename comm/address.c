@@ -160,11 +160,14 @@ static sp_status listen_name(int *fd, const char *host, int port, sp_err *err) {
 }
 
 static int port_of(int fd) {
-    struct sockaddr_storage a = {0};
+    union {
+        struct sockaddr any;
+        struct sockaddr_in four;
+        struct sockaddr_in6 six;
+    } a = {.six = {.sin6_family = AF_UNSPEC}};
     socklen_t n = sizeof a;
-    if (getsockname(fd, (struct sockaddr *)&a, &n) < 0) return -1;
-    return ntohs(a.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&a)->sin6_port
-                                         : ((struct sockaddr_in *)&a)->sin_port);
+    if (getsockname(fd, &a.any, &n) < 0) return -1;
+    return ntohs(a.any.sa_family == AF_INET6 ? a.six.sin6_port : a.four.sin_port);
 }
 
 sp_status sp_address_listen(int *fd, int *port, const char *host, int port_wanted, sp_err *err) {

@@ -76,7 +76,7 @@ void sp_group_tree(float *out, const float *const *parts, int n_parts, size_t n)
     }
     /* A full subtree of 8 leaves is one leaf of the tree above, which has at most 8 of them. */
     float subtree[SUBTREES_MAX][BLOCK];
-    const float *above[SUBTREES_MAX];
+    const float *above[SUBTREES_MAX] = {0};
     int n_above = (n_parts + LEAVES - 1) / LEAVES;
     for (int t = 0; t < n_above; t++) above[t] = subtree[t];
     for (size_t at = 0; at < n; at += BLOCK) {

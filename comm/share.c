@@ -240,7 +240,7 @@ static void *serve(void *arg) {
     while (!atomic_load(&s->closing)) {
         struct pollfd p[2 + CONNS_MAX];
         int64_t next = list_descriptors(s, p, sp_now_ns());
-        if (poll(p, (nfds_t)(2 + s->n_conns), until_ms(next)) < 0) continue; /* a signal */
+        if (poll(p, 2 + (nfds_t)s->n_conns, until_ms(next)) < 0) continue; /* a signal */
         int64_t now = sp_now_ns();
         /* From the last: hanging up moves the last one, already looked at, to the free place. */
         for (int i = s->n_conns - 1; i >= 0; i--) {

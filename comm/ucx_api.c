@@ -72,7 +72,7 @@ const char *sp_ucx_version(const sp_ucx *u) {
     X(ucs_status_string)
 
 typedef struct ucx_calls {
-#define X(name) __typeof__(&(name)) name;
+#define X(name) __typeof__ (&(name))(name);
     UCX_CALLS(X)
 #undef X
 } ucx_calls;

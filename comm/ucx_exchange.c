@@ -49,8 +49,7 @@ uint64_t sp_ucx_mix(uint64_t h, const void *data, size_t n) {
 
 /* 12 bits of several sizes; plain sums of sizes would hide an exchange of rows and columns. */
 uint64_t sp_ucx_check_of(size_t a, size_t b) {
-    uint64_t v[2] = {a, b};
-    uint64_t h = sp_ucx_mix(SP_UCX_MIX, v, sizeof v);
+    uint64_t h = sp_ucx_mix(sp_ucx_mix(SP_UCX_MIX, &a, sizeof a), &b, sizeof b);
     return h ^ h >> 24 ^ h >> 48;
 }
 
