@@ -31,7 +31,7 @@ typedef struct agent {
     const sp_place *place;
     sp_child head, ranks[SP_BOOT_RINGS_MAX];
     int n_ranks;
-    int bell_fd, signal_fd, listen_fd, joined_fd;
+    int bell_fd, signal_fd, listen_fd, joined_fd, launcher_fd;
     sp_contact contact;
     int64_t kill_at_ns; /* SP_NEVER: nobody is waited for */
     int stop_signals;   /* how many times we were asked to stop */
@@ -239,11 +239,18 @@ static int timeout_ms(const agent *a) {
 }
 
 static void wait_for_events(agent *a) {
-    struct pollfd p[2] = {{.fd = a->signal_fd, .events = POLLIN},
-                          {.fd = a->joined_fd, .events = POLLIN}};
+    struct pollfd p[3] = {{.fd = a->signal_fd, .events = POLLIN},
+                          {.fd = a->joined_fd, .events = POLLIN},
+                          {.fd = a->launcher_fd, .events = POLLIN}};
     struct signalfd_siginfo info;
     eventfd_t none;
-    poll(p, 2, timeout_ms(a));
+    poll(p, SP_LEN(p), timeout_ms(a));
+    if (p[2].revents) {
+        sp_error("the launcher is gone: ending at once");
+        close(a->launcher_fd);
+        a->launcher_fd = -1;
+        kill_all(a);
+    }
     if (p[1].revents && eventfd_read(a->joined_fd, &none) == 0) sp_meeting_end(a->place);
     while (read(a->signal_fd, &info, sizeof info) == sizeof info) on_signal(a, (int)info.ssi_signo);
     if (a->kill_at_ns != SP_NEVER && sp_now_ns() >= a->kill_at_ns) {
@@ -262,7 +269,7 @@ static int exit_code(const agent *a) {
 }
 
 static void close_all(agent *a) {
-    const int fds[] = {a->signal_fd, a->bell_fd, a->joined_fd, a->listen_fd};
+    const int fds[] = {a->signal_fd, a->bell_fd, a->joined_fd, a->listen_fd, a->launcher_fd};
     for (size_t i = 0; i < SP_LEN(fds); i++)
         if (fds[i] >= 0) close(fds[i]);
     for (int i = 0; i < a->n_ranks; i++)
@@ -279,6 +286,7 @@ int sp_agent_lead(const sp_config *config, const sp_place *place, int argc, char
                  .signal_fd = -1,
                  .listen_fd = -1,
                  .joined_fd = -1,
+                 .launcher_fd = sp_launcher_watch(place->source),
                  .kill_at_ns = SP_NEVER};
     for (int i = 0; i < SP_BOOT_RINGS_MAX; i++) a->ranks[i].ring_fd = -1;
     sp_err err = {0};

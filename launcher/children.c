@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -56,6 +57,14 @@ bool sp_child_reap(sp_child *c) {
     c->pid = 0;
     c->code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
     return true;
+}
+
+int sp_launcher_watch(const char *source) {
+    static const char *const beside[] = {"Open MPI", "PMIx", "Slurm"};
+    for (size_t i = 0; i < SP_LEN(beside); i++)
+        if (strcmp(source, beside[i]) == 0)
+            return (int)syscall(SYS_pidfd_open, getppid(), 0); /* close-on-exec */
+    return -1;
 }
 
 void sp_child_kill(const sp_child *c, int sig) {

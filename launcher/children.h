@@ -26,4 +26,9 @@ SP_NODISCARD sp_status sp_child_start(sp_child *c, const char *word, const sp_bo
                                       const int *keep, int n_keep, char *const *args, sp_err *err);
 /** Takes note of the child's end. True: it ended just now. */
 bool sp_child_reap(sp_child *c);
+/** A descriptor that is readable once the launcher that started this process is gone; -1 when
+ * `source` (sp_place.source) is none that stays beside its processes. mpirun and slurmstepd may be
+ * killed without a word to what they started, which nobody would ever end then. (The parent-death
+ * signal would follow a thread of theirs.) Owner: caller, close(). */
+int sp_launcher_watch(const char *source);
 void sp_child_kill(const sp_child *c, int sig); /* does nothing when it does not run */

@@ -31,7 +31,7 @@ typedef struct follower {
     sp_contact contact;
     sp_link *link;
     sp_measure *measure; /* NULL: nobody measures the way to us (any more) */
-    int signal_fd;
+    int signal_fd, launcher_fd;
     sp_welcome welcome;
     sp_child ranks[SP_BOOT_RINGS_MAX];
     int64_t deadline_ns, kill_at_ns;
@@ -69,11 +69,12 @@ static sp_status find_contact(follower *f, sp_err *err) {
                    "no pod token: give --token-file or SUPERPOD_POD_TOKEN, as to the head");
 }
 
-/* True: asked to stop. */
+/* True: asked to stop, or nobody is there who could ask. */
 static bool sleep_until(const follower *f, int64_t until_ns) {
     int64_t left = until_ns - sp_now_ns();
-    struct pollfd p = {.fd = f->signal_fd, .events = POLLIN};
-    return poll(&p, 1, left > 0 ? (int)(left / SP_NS_PER_MS) + 1 : 0) > 0;
+    struct pollfd p[2] = {{.fd = f->signal_fd, .events = POLLIN},
+                          {.fd = f->launcher_fd, .events = POLLIN}};
+    return poll(p, SP_LEN(p), left > 0 ? (int)(left / SP_NS_PER_MS) + 1 : 0) > 0;
 }
 
 static sp_status knock(follower *f, sp_err *err) {
@@ -233,15 +234,18 @@ static void take_signals(follower *f) {
 static sp_status run(follower *f, sp_err *err) {
     sp_status st = SP_OK;
     while (st == SP_OK && (!f->over || any_runs(f))) {
-        struct pollfd p[3] = {{.fd = f->signal_fd, .events = POLLIN},
+        struct pollfd p[4] = {{.fd = f->signal_fd, .events = POLLIN},
                               {.fd = f->over ? -1 : sp_link_fd(f->link), .events = POLLIN},
-                              {.fd = sp_measure_fd(f->measure), .events = POLLIN}};
+                              {.fd = sp_measure_fd(f->measure), .events = POLLIN},
+                              {.fd = f->launcher_fd, .events = POLLIN}};
         int64_t left = f->kill_at_ns - sp_now_ns();
         int ms = f->kill_at_ns == SP_NEVER ? -1 : left <= 0 ? 0 : (int)(left / SP_NS_PER_MS) + 1;
         poll(p, SP_LEN(p), ms);
         take_signals(f);
         sp_measure_look(f->measure);
         st = take_words(f, err);
+        if (p[3].revents && st == SP_OK)
+            st = SP_FAIL(err, SP_E_PEER_LOST, "the launcher is gone: ending at once");
         if (f->over && f->kill_at_ns == SP_NEVER) f->kill_at_ns = sp_now_ns() + GRACE_NS;
         if (f->kill_at_ns == SP_NEVER || sp_now_ns() < f->kill_at_ns) continue;
         kill_ranks(f);
@@ -267,6 +271,7 @@ int sp_agent_follow(const sp_config *config, const sp_place *place) {
     *f = (follower){.config = config,
                     .place = place,
                     .signal_fd = -1,
+                    .launcher_fd = sp_launcher_watch(place->source),
                     .deadline_ns = sp_now_ns() + config->join_timeout_s * SP_NS_PER_S,
                     .kill_at_ns = SP_NEVER};
     for (int i = 0; i < SP_BOOT_RINGS_MAX; i++) f->ranks[i].ring_fd = -1;
@@ -283,6 +288,7 @@ int sp_agent_follow(const sp_config *config, const sp_place *place) {
     sp_link_close(f->link);
     sp_measure_close(f->measure);
     if (f->signal_fd >= 0) close(f->signal_fd);
+    if (f->launcher_fd >= 0) close(f->launcher_fd);
     sp_token_wipe(&f->contact.token);
     sp_free(f);
     return code;

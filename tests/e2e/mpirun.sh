@@ -82,7 +82,7 @@ a_running_stream_is_finished_before_mpirun_ends() {
 }
 a_signal_to_mpirun_itself_leaves_nothing() {
     local signal
-    for signal in TERM INT; do
+    for signal in TERM INT KILL; do
         mpi_up 4 --tp 2 --pp 2
         kill -$signal "$SERVER"
         expect_end
