@@ -17,11 +17,12 @@ const char *__lsan_default_suppressions(void) {
 }
 #endif
 #ifdef __SANITIZE_THREAD__
-/* UCX is not instrumented: its spin locks are not seen. */
+/* UCX is not instrumented: its spin locks are not seen. It ends what it began from the loader, whose
+ * function has a name only where its symbols are installed. */
 const char *__tsan_default_suppressions(void);
 const char *__tsan_default_suppressions(void) {
     return "called_from_lib:libucs.so\ncalled_from_lib:libucp.so\ncalled_from_lib:libuct.so\n"
-           "called_from_lib:libucm.so\ndeadlock:libucm\nmutex:_dl_call_fini\n";
+           "called_from_lib:libucm.so\ndeadlock:libucm\nmutex:_dl_call_fini\nmutex:ld-linux\n";
 }
 #endif
 
