@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 VERSION := 0.1.0
 
 have = $(shell pkg-config --exists $(1) 2>/dev/null && echo 1)
-PKGS := libcjson libpcre2-8 libutf8proc hwloc yaml-0.1 libevent openssl
+PKGS := libcjson libpcre2-8 libutf8proc hwloc yaml-0.1 libevent openssl libxxhash
 
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wformat=2 -Wundef \
 	-Wpointer-arith -Wwrite-strings -Wno-format-nonliteral -Wno-format-truncation -Wno-unknown-warning-option $(if $(CI),-Werror)

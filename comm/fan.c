@@ -19,8 +19,9 @@
 #define EVENTS_MAX 64
 #define STREAMS_EVERY 16 /* frames at least between two looks at the sockets while frames flow */
 
-typedef struct round { /* a frame to all that was not given to all yet */
+typedef struct round { /* a frame to several that was not given to all of them yet */
     bool open;
+    int first, end;
     uint64_t hash;
     bool given[SP_FAN_LINKS_MAX];
 } round;
@@ -161,7 +162,7 @@ static uint64_t hash_frame(sp_frame_type type, const sp_piece *pieces, int n) {
 static sp_status send_pass(sp_fan *f, sp_frame_type type, const sp_piece *pieces, int n,
                            int64_t deadline_ns, sp_err *err) {
     sp_status worst = SP_OK;
-    for (int i = 0; i < f->n; i++) {
+    for (int i = f->to_all.first; i < f->to_all.end; i++) {
         if (f->to_all.given[i]) continue;
         sp_err e = {0};
         sp_status st = send_one(f, i, type, pieces, n, deadline_ns, &e);
@@ -174,17 +175,21 @@ static sp_status send_pass(sp_fan *f, sp_frame_type type, const sp_piece *pieces
     return worst;
 }
 
-static sp_status send_all(sp_fan *f, sp_frame_type type, const sp_piece *pieces, int n,
-                          int64_t deadline_ns, sp_err *err) {
+sp_status sp_fan_send_range(sp_fan *f, int first, int count, sp_frame_type type,
+                            const sp_piece *pieces, int n, int64_t deadline_ns, sp_err *err) {
+    SP_ASSERT(first >= 0 && count >= 0 && count <= f->n - first);
     uint32_t length;
     SP_TRY(sp_frame_length(&length, pieces, n, err));
     round *r = &f->to_all;
-    if (!r->open || r->hash != hash_frame(type, pieces, n))
-        memset(r->given, 0, sizeof r->given[0] * (size_t)f->n);
+    if (!r->open || r->first != first || r->end != first + count ||
+        r->hash != hash_frame(type, pieces, n))
+        memset(r->given + first, 0, sizeof r->given[0] * (size_t)count);
     r->open = false;
+    r->first = first;
+    r->end = first + count;
     sp_status st = send_pass(f, type, pieces, n, 0, err);
     bool some_wait = false;
-    for (int i = 0; i < f->n; i++) some_wait |= !r->given[i];
+    for (int i = first; i < r->end; i++) some_wait |= !r->given[i];
     if (some_wait) {
         sp_err e = {0};
         sp_status late = send_pass(f, type, pieces, n, deadline_ns, &e);
@@ -202,7 +207,7 @@ static sp_status send_all(sp_fan *f, sp_frame_type type, const sp_piece *pieces,
 
 sp_status sp_fan_send(sp_fan *f, int to, sp_frame_type type, const sp_piece *pieces, int n,
                       int64_t deadline_ns, sp_err *err) {
-    if (to == SP_FAN_ALL) return send_all(f, type, pieces, n, deadline_ns, err);
+    if (to == SP_FAN_ALL) return sp_fan_send_range(f, 0, f->n, type, pieces, n, deadline_ns, err);
     SP_ASSERT(to >= 0 && to < f->n);
     return send_one(f, to, type, pieces, n, deadline_ns, err);
 }

@@ -1,7 +1,7 @@
 /* comm/fan.h - the head's links to all its ranks, as one thing to send to and to wait for.
  *
- * Every rank gets every frame (each does its own part of a step), so sending is to all or to one;
- * receiving takes frames of any link, fairly in turn, and tells whose they are. Waiting is a short
+ * Every rank of a group gets every frame (each does its own part of a step), so sending is to all,
+ * to a range or to one; receiving takes frames of any link, fairly in turn, and tells whose they are. Waiting is a short
  * spin, then one epoll over the bell of the rings, the sockets and the waker: nothing burns a core.
  *
  * Thread: one sender thread and one receiver thread; sp_fan_wake() from any. Links are added before
@@ -33,6 +33,12 @@ sp_link *sp_fan_link(const sp_fan *f, int index); /* borrowed */
  * others only. An error's text names the rank by its index. */
 SP_NODISCARD sp_status sp_fan_send(sp_fan *f, int to, sp_frame_type type, const sp_piece *pieces,
                                    int n, int64_t deadline_ns, sp_err *err);
+
+/** As sp_fan_send() to all, but to links first .. first + count - 1 only: the same is remembered
+ * about who was given the frame, for one frame and range at a time. */
+SP_NODISCARD sp_status sp_fan_send_range(sp_fan *f, int first, int count, sp_frame_type type,
+                                         const sp_piece *pieces, int n, int64_t deadline_ns,
+                                         sp_err *err);
 
 /** As sp_link_recv(): the next frame of any link; the payload is borrowed until the next receive.
  * `*from` is set with SP_OK and with an error (whose link it was; that link is then left out).

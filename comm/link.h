@@ -30,21 +30,26 @@
 #define SP_FRAME_VERSION 1
 
 typedef enum sp_frame_type {
-    SP_FRAME_FORM = 1, /* head -> rank: what to load and how (JSON) */
-    SP_FRAME_PROGRESS, /* rank -> head: bytes loaded, bytes in all */
-    SP_FRAME_READY,    /* rank -> head: loaded; what it offers */
-    SP_FRAME_SEQ_ADD,  /* head -> rank: a sequence's tokens and parameters, in pieces */
-    SP_FRAME_SEQ_DROP, /* head -> rank: sequences that are no more */
-    SP_FRAME_STEP,     /* head -> rank: one step */
-    SP_FRAME_TOKENS,   /* rank -> head: what a step gave */
-    SP_FRAME_ROW,      /* rank -> head: a row of logits, in pieces (inspect logits) */
-    SP_FRAME_FAULT,    /* rank -> head: a closed list of reasons, and words */
-    SP_FRAME_BYE,      /* either: this side ends in good order */
-    SP_FRAME_WELCOME,  /* head -> guest: let in (JSON: what it is to start) */
-    SP_FRAME_ADDRESS,  /* rank -> head: where its neighbours reach it (JSON) */
-    SP_FRAME_PEERS,    /* head -> rank: everybody's ADDRESS (JSON) */
-    SP_FRAME_MEASURE,  /* head -> agent: measure the way to another; and its answer (JSON) */
-    SP_FRAME_STATUS,   /* agent -> head: what became of its ranks (JSON) */
+    SP_FRAME_FORM = 1,  /* head -> rank: what to load and how (JSON) */
+    SP_FRAME_PROGRESS,  /* rank -> head: bytes loaded, bytes in all */
+    SP_FRAME_READY,     /* rank -> head: loaded; what it offers */
+    SP_FRAME_SEQ_ADD,   /* head -> rank: a sequence's tokens and parameters, in pieces */
+    SP_FRAME_SEQ_DROP,  /* head -> rank: sequences that are no more */
+    SP_FRAME_STEP,      /* head -> rank: one step */
+    SP_FRAME_TOKENS,    /* rank -> head: what a step gave */
+    SP_FRAME_ROW,       /* rank -> head: a row of logits, in pieces (inspect logits) */
+    SP_FRAME_FAULT,     /* rank -> head: a closed list of reasons, and words */
+    SP_FRAME_BYE,       /* either: this side ends in good order */
+    SP_FRAME_WELCOME,   /* head -> guest: let in (JSON: what it is to start) */
+    SP_FRAME_ADDRESS,   /* rank -> head: where its neighbours reach it (JSON) */
+    SP_FRAME_PEERS,     /* head -> rank: everybody's ADDRESS (JSON) */
+    SP_FRAME_MEASURE,   /* head -> agent: measure the way to another; and its answer (JSON) */
+    SP_FRAME_STATUS,    /* agent -> head: what became of its ranks (JSON) */
+    SP_FRAME_KV_SEAL,   /* head -> rank: blocks that others may read from now on */
+    SP_FRAME_KV_SEALED, /* rank -> head: done */
+    SP_FRAME_KV_PULL,   /* head -> rank: blocks to read from another group */
+    SP_FRAME_KV_PULLED, /* rank -> head: what became of each */
+    SP_FRAME_KV_FREE,   /* head -> rank: blocks that nobody may read any more */
     SP_FRAME_TYPE_END
 } sp_frame_type;
 

@@ -33,6 +33,7 @@ event2/.*|event.h      frontend/loop.c frontend/server.c frontend/http.c
 openssl/.*             frontend/server.c frontend/auth.c runtime/kv/prefix.c comm/secret.c comm/stream.c launcher/fingerprint.c
 curl/.*                frontend/upstream.c
 yaml.h                 launcher/config_yaml.c
+xxhash.h|xxh_x86dispatch.h  comm/kvx.c
 hwloc.h|hwloc/.*       launcher/topo.c kernels/cpu/cpu_topo.c
 mpi.h|pmix.h|nccl.h    comm/group_nccl.c launcher/meeting_pmix.c
 ucp/.*                 comm/ucx_api.c comm/ucx_api.h comm/kvx_ucx.c
