@@ -7,6 +7,8 @@
 
 #include <stdio.h>
 
+#define POOLS_BODY_MAX 65536
+
 void sp_api_health(sp_front *front, sp_http_call *call) {
     const char *why = NULL;
     if (sp_front_is_ready(front, &why))
@@ -42,6 +44,37 @@ void sp_api_status(sp_front *front, sp_http_call *call) {
     sp_buf b;
     sp_buf_init(&b, 0);
     front->config.status(front->config.status_ctx, &b);
+    sp_reply_json(call, "", &b);
+    sp_buf_fini(&b);
+}
+
+/* Read on the loop: it is a person's, and small. */
+static sp_status change_pools(sp_front *front, sp_slice body, sp_err *err) {
+    if (body.len > POOLS_BODY_MAX)
+        return SP_FAIL(err, SP_E_INVALID, "a body of %zu bytes, at most %d", body.len,
+                       POOLS_BODY_MAX);
+    sp_json *doc = NULL;
+    SP_TRY(sp_request_parse(&doc, body, front->config.json_depth, err));
+    sp_status st = front->config.set_pools(front->config.status_ctx, sp_json_root(doc), err);
+    sp_json_free(doc);
+    return st;
+}
+
+void sp_api_pools(sp_front *front, sp_http_call *call) {
+    if (!front->config.pools || !front->config.set_pools) {
+        sp_reply_fault(call, &(sp_fault){404, "this server has no pools", NULL, NULL, 0});
+        return;
+    }
+    sp_err err = {0};
+    bool post = sp_http_call_head(call)->method == SP_HTTP_POST;
+    if (post && change_pools(front, sp_http_call_body(call), &err) != SP_OK) {
+        int http = err.code == SP_E_NOMEM ? 503 : err.code == SP_E_INTERNAL ? 500 : 400;
+        sp_reply_fault(call, &(sp_fault){http, err.text, NULL, NULL, 0});
+        return;
+    }
+    sp_buf b;
+    sp_buf_init(&b, 0);
+    front->config.pools(front->config.status_ctx, &b);
     sp_reply_json(call, "", &b);
     sp_buf_fini(&b);
 }

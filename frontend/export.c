@@ -221,6 +221,29 @@ static void put_own(text *t, const sp_front *front, const sp_engine_metrics *m) 
         (double)front->limit.refused);
 }
 
+/* What goes between groups of ranks; all 0 with one group. */
+static void put_kv(text *t, const sp_engine_metrics *m) {
+    one(t, "superpod:kv_blocks_pulled_total", "counter", "KV blocks that came from another group.",
+        (double)sp_counter_get(&m->kv_blocks_pulled));
+    one(t, "superpod:kv_bytes_pulled_total", "counter", "Bytes of these blocks.",
+        (double)sp_counter_get(&m->kv_bytes_pulled));
+    one(t, "superpod:prefilled_elsewhere_total", "counter",
+        "Requests whose prompt, or a part of it, a prefill group computed.",
+        (double)sp_counter_get(&m->prefilled_elsewhere));
+    one(t, "superpod:prefilled_here_total", "counter",
+        "Requests whose prompt was computed where it is decoded.",
+        (double)sp_counter_get(&m->prefilled_here));
+    family(t->out, "superpod:kv_failures_total", "counter",
+           "KV blocks (or requests) that did not come from another group, by why.");
+    for (int i = SP_KV_OK + 1; i < SP_KV_CAUSE_COUNT; i++) {
+        char more[64];
+        snprintf(more, sizeof more, "cause=\"%s\",", sp_kv_cause_name((sp_kv_cause)i));
+        series(t, "superpod:kv_failures_total", more, (double)sp_counter_get(&m->kv_failures[i]));
+    }
+    histogram(t, "superpod:handoff_seconds",
+              "From the choice of groups to the request given to decode.", &m->handoff_s);
+}
+
 static void put_http_counts(sp_buf *b, const sp_route_stats *s) {
     static const char *const classes[SP_STATUS_CLASSES] = {"1xx", "2xx", "3xx", "4xx", "5xx"};
     family(b, "http_requests_total", "counter",
@@ -283,6 +306,7 @@ void sp_export_metrics(sp_front *front, sp_buf *out) {
     put_finished(&t, m);
     put_histograms(&t, m);
     put_own(&t, front, m);
+    put_kv(&t, m);
     put_http_counts(out, front->routes);
     put_http_durations(out, front->routes);
     sp_buf_fini(&labels);

@@ -36,6 +36,7 @@ static const route routes[] = {
     {GET, "/version", sp_api_version, 0},
     {GET, "/metrics", sp_api_metrics, 0},
     {GET, "/superpod/status", sp_api_status, 0},
+    {GET | POST, "/superpod/pools", sp_api_pools, JSON},
     /* Routes of the API that are not here yet: said by name, not "not found". */
     {POST, "/v1/embeddings", sp_api_absent, 0},
     {POST, "/v1/responses", sp_api_absent, 0},
@@ -165,7 +166,7 @@ void sp_route_request(sp_front *front, sp_http_call *call) {
         sp_reply_fault(call, &(sp_fault){415, "an encoded body is not accepted", NULL, NULL, 0});
         return;
     }
-    if ((r->flags & JSON) && !says_json(head)) {
+    if ((r->flags & JSON) && method == SP_HTTP_POST && !says_json(head)) {
         sp_reply_fault(call, &(sp_fault){400,
                                          "Unsupported Media Type: Only 'application/json' is "
                                          "allowed",

@@ -9,6 +9,7 @@
  * Thread: create, run and destroy from one thread; drain from any thread or a signal handler. */
 #pragma once
 
+#include "runtime/base/json.h"
 #include "runtime/engine/engine.h"
 #include "runtime/text/chat.h"
 #include "runtime/text/tokenizer.h"
@@ -65,6 +66,10 @@ typedef struct sp_server_config {
     void *ready_ctx;
     /* Appends the JSON that GET /superpod/status answers; NULL: that route is 404. */
     void (*status)(void *ctx, sp_buf *out);
+    /* GET /superpod/pools likewise, and what its POST asks for (an object; the words of a refusal go
+     * to the client); NULL: 404. Both on the loop, with status_ctx. */
+    void (*pools)(void *ctx, sp_buf *out);
+    sp_status (*set_pools)(void *ctx, const sp_json_node *body, sp_err *err);
     void *status_ctx;
 } sp_server_config;
 

@@ -196,6 +196,11 @@ int sp_fake_engine_count_stopped(sp_engine *e) {
 
 /* engine.h */
 
+const char *sp_kv_cause_name(sp_kv_cause cause) {
+    static const char *const names[SP_KV_CAUSE_COUNT] = {[SP_KV_STALE] = "stale"};
+    return names[cause] ? names[cause] : "other";
+}
+
 void sp_event_release(sp_event *ev) {
     for (int i = 0; i < SP_EVENT_TOKENS_MAX; i++) sp_free(ev->logprobs[i]);
     for (int i = 0; ev->prompt_logprobs && i < ev->n_prompt_logprobs; i++)

@@ -81,8 +81,11 @@ void sp_fake_rank_open(sp_fake_rank *r, const sp_fake_rank_config *c) {
     }
     sp_stage_model gated = {
         .forward = gated_forward, .token = r->model.token ? gated_token : NULL, .ctx = r};
-    sp_stage_config sc = {
-        .offer = c->offer, .eos_ids = c->eos, .n_eos_ids = c->n_eos, .role = c->role};
+    sp_stage_config sc = {.offer = c->offer,
+                          .eos_ids = c->eos,
+                          .n_eos_ids = c->n_eos,
+                          .role = c->role,
+                          .kvx = c->kvx};
     CU_ASSERT_EQUAL_FATAL(sp_stage_create(&r->stage, &sc, r->rank, &gated, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_thread_start(&r->thread, "rank", rank_main, r, &err), SP_OK);
 }

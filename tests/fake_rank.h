@@ -44,6 +44,7 @@ typedef struct sp_fake_rank_config {
     int allowed;
     int bell; /* sp_fan_bell() of the fan; -1: none */
     sp_stage_role role;
+    const sp_stage_kvx *kvx;     /* borrowed; NULL: none */
     const sp_stage_model *model; /* NULL: a null model of its own; no token() */
     void (*gone)(sp_fake_rank *r, void *ctx);
     void *gone_ctx;

@@ -4,8 +4,11 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
+#include "runtime/engine/dispatch.h"
 #include "runtime/engine/engine_core.h"
 #include "runtime/engine/engine_metrics.h"
+#include "runtime/engine/engine_offer.h"
+#include "runtime/engine/moves.h"
 #include "runtime/engine/stepper.h"
 
 #include <stdio.h>
@@ -20,8 +23,17 @@
 typedef struct rank_state {
     sp_wire_ready offer; /* when ready */
     uint64_t done_bytes, all_bytes;
+    int32_t group;
     bool ready, faulted, closed;
 } rank_state;
+
+/* A group of ranks: the stepper is made when all ranks are ready. */
+typedef struct group {
+    sp_engine_group conf;
+    sp_stepper *stepper;
+    sp_gauge role; /* sp_pool_role; changed under the engine's lock */
+    sp_gauge running, waiting, blocks_used, blocks_total, load; /* for readers of its status */
+} group;
 
 /* Why a rank was lost, from what says least to what says most: a link that takes no frames is still
  * to be read; a peer's fault is about somebody else, who may have told more or may just have gone. */
@@ -49,7 +61,10 @@ struct sp_engine {
     sp_engine_info info;
     char why[160];
 
-    sp_stepper *stepper;
+    group *groups;
+    int32_t n_groups;
+    sp_moves *moves;       /* NULL: one group */
+    bool steps;            /* the groups have their steppers */
     sp_engine_state state; /* the thread's view; the desk has the one that others see */
     int lost;              /* link of the last error that had one; -1: none */
     bool lost_by_peer;     /* it was a fault of reason peer */
@@ -66,31 +81,26 @@ static void wake_engine(void *ctx) {
 
 static void pause_seq(void *ctx, sp_seq *q, bool paused) {
     sp_engine *e = ctx;
-    if (e->stepper) sp_stepper_pause(e->stepper, q, paused);
+    if (e->steps) sp_stepper_pause(e->groups[q->req->group].stepper, q, paused);
 }
 
-static sp_status check_config(const sp_engine_config *c, sp_err *err) {
-    const struct {
-        const char *name;
-        int64_t value, min;
-    } rows[] = {
-        {"max_num_seqs", c->max_num_seqs, 1},
-        {"max_batched_tokens", c->max_batched_tokens, 1},
-        {"max_step_rows", c->max_step_rows, 0},
-        {"block_tokens", c->block_tokens, 1},
-        {"n_blocks", c->n_blocks, 0},
-        {"max_model_len", c->max_model_len, 1},
-        {"n_vocab", c->n_vocab, 1},
-        {"n_eos_ids", c->n_eos_ids, 0},
-        {"queue_max", c->queue_max, 1},
-        {"n_stages", c->n_stages, 0},
-        {"sampler", c->sampler, 0},
-        {"send_timeout_ns", c->send_timeout_ns, 1},
-    };
-    for (size_t i = 0; i < SP_LEN(rows); i++)
-        if (rows[i].value < rows[i].min)
-            return SP_FAIL(err, SP_E_INVALID, "'%s' is %lld, want at least %lld", rows[i].name,
-                           (long long)rows[i].value, (long long)rows[i].min);
+static sp_status take_groups(sp_engine *e, sp_err *err) {
+    const sp_engine_config *c = &e->config;
+    sp_engine_group one = {.n_links = e->n_ranks,
+                           .n_stages = c->n_stages,
+                           .sampler = c->sampler,
+                           .n_blocks = c->n_blocks};
+    e->n_groups = c->groups ? c->n_groups : 1;
+    e->groups = sp_try_alloc_array((size_t)e->n_groups, sizeof *e->groups);
+    if (!e->groups) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d groups", e->n_groups);
+    for (int32_t i = 0; i < e->n_groups; i++) {
+        group *g = &e->groups[i];
+        g->conf = c->groups ? c->groups[i] : one;
+        if (g->conf.n_stages == 0) g->conf.n_stages = 1;
+        sp_gauge_set(&g->role, (int64_t)g->conf.role);
+        for (int k = 0; k < g->conf.n_links; k++) e->ranks[g->conf.first_link + k].group = i;
+    }
+    e->config.groups = NULL;
     return SP_OK;
 }
 
@@ -102,8 +112,9 @@ static sp_status take_memory(sp_engine *e, sp_err *err) {
     e->config.eos_ids = e->eos;
     e->ranks = sp_try_alloc_array((size_t)e->n_ranks, sizeof *e->ranks);
     if (!e->ranks) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d ranks", e->n_ranks);
+    SP_TRY(take_groups(e, err));
     /* Beyond the queue: those that run, and as many that ended and whose events nobody took yet. */
-    int64_t live = (int64_t)c->queue_max + 2 * (int64_t)c->max_num_seqs + 64;
+    int64_t live = (int64_t)c->queue_max + 2 * (int64_t)c->max_num_seqs * e->n_groups + 64;
     sp_desk_config desk = {.queue_max = c->queue_max,
                            .live_max = live < INT32_MAX ? (int32_t)live : INT32_MAX,
                            .wake = wake_engine,
@@ -115,10 +126,7 @@ static sp_status take_memory(sp_engine *e, sp_err *err) {
 sp_status sp_engine_create(sp_engine **out, const sp_engine_config *config, sp_fan *fan,
                            sp_err *err) {
     SP_ASSERT(out && config && fan);
-    SP_TRY(check_config(config, err));
-    if (config->sampler >= sp_fan_count(fan))
-        return SP_FAIL(err, SP_E_INVALID, "'sampler' is link %d, there are %d", config->sampler,
-                       sp_fan_count(fan));
+    SP_TRY(sp_config_fits(config, sp_fan_count(fan), err));
     sp_engine *e = sp_alloc(sizeof *e);
     e->config = *config;
     if (e->config.n_stages == 0) e->config.n_stages = 1;
@@ -127,6 +135,7 @@ sp_status sp_engine_create(sp_engine **out, const sp_engine_config *config, sp_f
     e->lost = -1;
     sp_status st = take_memory(e, err);
     if (st != SP_OK) {
+        sp_free(e->groups);
         sp_free(e->ranks);
         sp_free(e->eos);
         sp_free(e);
@@ -148,8 +157,10 @@ void sp_engine_destroy(sp_engine *e) {
     if (!e) return;
     sp_engine_stop(e);
     sp_desk_destroy(e->desk);
-    sp_stepper_destroy(e->stepper);
+    sp_moves_destroy(e->moves);
+    for (int32_t i = 0; i < e->n_groups; i++) sp_stepper_destroy(e->groups[i].stepper);
     pthread_mutex_destroy(&e->lock);
+    sp_free(e->groups);
     sp_free(e->ranks);
     sp_free(e->eos);
     sp_free(e);
@@ -270,6 +281,47 @@ void sp_engine_progress(const sp_engine *e, uint64_t *done_bytes, uint64_t *all_
     *all_bytes = (uint64_t)sp_gauge_get(&e->all_bytes);
 }
 
+const char *sp_pool_role_name(sp_pool_role role) {
+    static const char *const names[] = {"mixed", "prefill", "decode"};
+    return (size_t)role < SP_LEN(names) ? names[role] : "unknown";
+}
+
+sp_status sp_engine_set_role(sp_engine *e, int at, sp_pool_role role, sp_err *err) {
+    if (at < 0 || at >= e->n_groups || (unsigned)role > SP_POOL_DECODE)
+        return SP_FAIL(err, SP_E_INVALID, "group %d of role %d, want group 0..%d of role 0..%d", at,
+                       (int)role, e->n_groups - 1, SP_POOL_DECODE);
+    sp_pool_role roles[SP_ENGINE_GROUPS_MAX];
+    pthread_mutex_lock(&e->lock);
+    for (int32_t i = 0; i < e->n_groups; i++)
+        roles[i] = (sp_pool_role)sp_gauge_get(&e->groups[i].role);
+    roles[at] = role;
+    bool good = sp_dispatch_can_decode(roles, e->n_groups);
+    if (good) sp_gauge_set(&e->groups[at].role, (int64_t)role);
+    pthread_mutex_unlock(&e->lock);
+    if (good) return SP_OK;
+    return SP_FAIL(err, SP_E_INVALID, "group %d is the last one that decodes", at);
+}
+
+int sp_engine_group_count(const sp_engine *e) {
+    return e->n_groups;
+}
+
+bool sp_engine_group_info(const sp_engine *e, int at, sp_engine_group_status *out) {
+    if (at < 0 || at >= e->n_groups) return false;
+    const group *g = &e->groups[at];
+    *out = (sp_engine_group_status){.role = (sp_pool_role)sp_gauge_get(&g->role),
+                                    .first_link = g->conf.first_link,
+                                    .n_links = g->conf.n_links,
+                                    .n_stages = g->conf.n_stages,
+                                    .running = (int32_t)sp_gauge_get(&g->running),
+                                    .waiting = (int32_t)sp_gauge_get(&g->waiting),
+                                    .blocks_used = (int32_t)sp_gauge_get(&g->blocks_used),
+                                    .blocks_total = (int32_t)sp_gauge_get(&g->blocks_total),
+                                    .load_tokens = sp_gauge_get(&g->load)};
+    memcpy(out->pool, g->conf.pool, sizeof out->pool);
+    return true;
+}
+
 /* ---- the engine thread ---- */
 
 static void set_state(sp_engine *e, sp_engine_state state) {
@@ -277,25 +329,72 @@ static void set_state(sp_engine *e, sp_engine_state state) {
     sp_desk_set_state(e->desk, state);
 }
 
+/* Which groups a request goes to. What is not known to the index is not found, and not split. */
+static void place(sp_engine *e, sp_request *r) {
+    int32_t B = e->config.block_tokens;
+    int32_t most = e->config.enable_prefix_cache ? sp_moves_blocks(r, B) : 0;
+    sp_dispatch_group g[SP_ENGINE_GROUPS_MAX];
+    for (int32_t i = 0; i < e->n_groups; i++)
+        g[i] = (sp_dispatch_group){
+            .role = (sp_pool_role)sp_gauge_get(&e->groups[i].role),
+            .load = sp_stepper_get_figures(e->groups[i].stepper).load,
+            .cached = B * sp_sched_cached(sp_stepper_sched(e->groups[i].stepper), r, most)};
+    sp_dispatch_choice c =
+        sp_dispatch(g, e->n_groups, most * B, e->config.prefill_threshold_tokens);
+    /* Roles change one by one: for a moment a reader may see none that decodes. */
+    if (c.decode < 0) c.decode = 0;
+    sp_err err = {0};
+    if (c.prefill >= 0 &&
+        sp_moves_begin(e->moves, r, c.prefill, c.decode, g[c.decode].cached / B, &err) == SP_OK)
+        return;
+    sp_counter_add(&e->metrics.prefilled_here, 1);
+    r->group = c.decode;
+    sp_stepper_add(e->groups[c.decode].stepper, r);
+}
+
 static void take_mail(sp_engine *e, sp_desk_mail mail) {
     for (sp_request *r = mail.fresh, *next; r; r = next) {
         next = r->mail_next;
-        sp_stepper_add(e->stepper, r);
+        if (e->n_groups > 1)
+            place(e, r);
+        else
+            sp_stepper_add(e->groups[0].stepper, r);
     }
     for (sp_request *r = mail.cancelled, *next; r; r = next) {
         next = r->cancel_next;
-        sp_stepper_cancel(e->stepper, r);
+        sp_stepper_cancel(e->groups[r->group].stepper, r);
     }
+}
+
+static void account(sp_engine *e) {
+    for (int32_t i = 0; i < e->n_groups; i++) {
+        group *g = &e->groups[i];
+        sp_stepper_account(g->stepper);
+        sp_stepper_figures f = sp_stepper_get_figures(g->stepper);
+        sp_gauge_set(&g->running, f.running);
+        sp_gauge_set(&g->waiting, f.waiting);
+        sp_gauge_set(&g->blocks_used, f.blocks_used);
+        sp_gauge_set(&g->blocks_total, f.blocks_total);
+        sp_gauge_set(&g->load, f.load);
+    }
+}
+
+static bool is_idle(const sp_engine *e) {
+    for (int32_t i = 0; i < e->n_groups; i++)
+        if (!sp_stepper_is_idle(e->groups[i].stepper)) return false;
+    return true;
 }
 
 /* The end of everything that lives. Refusing comes first, so that nothing is handed in unseen. */
 static void end_all(sp_engine *e, sp_engine_state state, sp_status error, const char *text) {
     set_state(e, state);
-    if (e->stepper) {
+    if (e->steps) {
         take_mail(e, sp_desk_collect(e->desk));
-        sp_stepper_end_all(e->stepper,
-                           (sp_ending){.finish = SP_FINISH_ERROR, .error = error, .text = text});
-        sp_stepper_account(e->stepper);
+        for (int32_t i = 0; i < e->n_groups; i++)
+            sp_stepper_end_all(
+                e->groups[i].stepper,
+                (sp_ending){.finish = SP_FINISH_ERROR, .error = error, .text = text});
+        account(e);
         sp_desk_publish(e->desk);
     }
     e->over = true;
@@ -310,95 +409,53 @@ static void say_bye(sp_engine *e) {
 
 /* ---- what the ranks offer ---- */
 
-static sp_status want_most(const char *what, int32_t offered, int32_t wanted, int rank,
-                           sp_err *err) {
-    if (offered >= wanted) return SP_OK;
-    return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's '%s' is %d, want at least %d", rank, what,
-                   offered, wanted);
-}
-
 static int32_t min32(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
-/* What one rank offers against what is asked. */
-static sp_status fit_rank(const sp_engine_config *c, const sp_wire_ready *r, int rank,
-                          sp_err *err) {
-    const struct {
-        const char *name;
-        int32_t offered, wanted;
-    } same[] = {
-        {"n_vocab", r->n_vocab, c->n_vocab},
-        {"block_tokens", r->block_tokens, c->block_tokens},
-        {"n_groups", r->n_groups, 1},
-    };
-    for (size_t i = 0; i < SP_LEN(same); i++)
-        if (same[i].offered != same[i].wanted)
-            return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's '%s' is %d, want %d", rank, same[i].name,
-                           same[i].offered, same[i].wanted);
-    SP_TRY(want_most("max_num_seqs", r->max_num_seqs, c->max_num_seqs, rank, err));
-    SP_TRY(
-        want_most("max_batched_tokens", r->max_batched_tokens, c->max_batched_tokens, rank, err));
-    SP_TRY(want_most("max_step_rows", r->max_step_rows, c->max_step_rows, rank, err));
-    SP_TRY(want_most("max_step_rows", r->max_step_rows, c->max_num_seqs, rank, err));
-    return want_most("n_blocks", r->n_blocks, c->n_blocks, rank, err);
+/* The least of its ranks' blocks is what a step may name. Returns how many tokens they hold. */
+static int64_t settle_group(const sp_engine *e, group *g) {
+    const rank_state *r = &e->ranks[g->conf.first_link];
+    int32_t n_blocks = r->offer.n_blocks;
+    for (int32_t i = 1; i < g->conf.n_links; i++) n_blocks = min32(n_blocks, r[i].offer.n_blocks);
+    if (g->conf.n_blocks == 0) g->conf.n_blocks = n_blocks;
+    return (int64_t)g->conf.n_blocks * e->config.block_tokens;
 }
 
-static const char *hex8(const uint8_t *bytes, char out[17]) {
-    for (int i = 0; i < 8; i++) snprintf(out + 2 * i, 3, "%02x", bytes[i]);
-    return out;
-}
-
-/* Ranks of one pod are alike in all but their blocks, or they would not do the same step. */
-static sp_status fit_peers(const sp_wire_ready *r, int rank, const sp_wire_ready *first,
-                           int first_rank, sp_err *err) {
-    const struct {
-        const char *name;
-        int32_t seen, wanted;
-    } same[] = {
-        {"max_model_len", r->max_model_len, first->max_model_len},
-        {"max_num_seqs", r->max_num_seqs, first->max_num_seqs},
-        {"max_batched_tokens", r->max_batched_tokens, first->max_batched_tokens},
-        {"max_step_rows", r->max_step_rows, first->max_step_rows},
-    };
-    for (size_t i = 0; i < SP_LEN(same); i++)
-        if (same[i].seen != same[i].wanted)
-            return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's '%s' is %d, want %d as rank %d", rank,
-                           same[i].name, same[i].seen, same[i].wanted, first_rank);
-    if (strncmp(r->kv_dtype, first->kv_dtype, sizeof r->kv_dtype) != 0)
-        return SP_FAIL(err, SP_E_PROTOCOL,
-                       "rank %d's 'kv_dtype' is '%.16s', want '%.16s' as rank %d", rank,
-                       r->kv_dtype, first->kv_dtype, first_rank);
-    char seen[17], wanted[17];
-    if (memcmp(r->numerics, first->numerics, sizeof r->numerics) != 0)
-        return SP_FAIL(err, SP_E_PROTOCOL, "rank %d's 'numerics' is %s, want %s as rank %d", rank,
-                       hex8(r->numerics, seen), hex8(first->numerics, wanted), first_rank);
-    return SP_OK;
-}
-
-/* All have offered the same, but for blocks: the least of those is what a step may name. */
+/* All have offered the same, but for blocks. Every group must hold the longest sequence. */
 static void settle_config(sp_engine *e) {
     sp_engine_config *c = &e->config;
     const sp_wire_ready *r = &e->ranks[0].offer;
-    int32_t n_blocks = r->n_blocks;
-    for (int32_t i = 1; i < e->n_ranks; i++) n_blocks = min32(n_blocks, e->ranks[i].offer.n_blocks);
     if (c->max_step_rows == 0) {
         c->max_step_rows = c->max_num_seqs > ROWS_DEFAULT ? c->max_num_seqs : ROWS_DEFAULT;
         c->max_step_rows = min32(c->max_step_rows, r->max_step_rows);
     }
-    if (c->n_blocks == 0) c->n_blocks = n_blocks;
-    int64_t held = (int64_t)c->n_blocks * c->block_tokens;
+    int64_t held = INT64_MAX, n_blocks = 0;
+    for (int32_t i = 0; i < e->n_groups; i++) {
+        int64_t tokens = settle_group(e, &e->groups[i]);
+        if (tokens < held) held = tokens;
+        n_blocks += e->groups[i].conf.n_blocks;
+    }
+    c->n_blocks = n_blocks < INT32_MAX ? (int32_t)n_blocks : INT32_MAX;
     int32_t len = min32(c->max_model_len, r->max_model_len);
     if (len > held) len = (int32_t)held;
     if (len < c->max_model_len)
-        sp_warn("max_model_len is %d instead of %d: %d blocks of %d tokens, the ranks' most is %d",
-                len, c->max_model_len, c->n_blocks, c->block_tokens, r->max_model_len);
+        sp_warn("max_model_len is %d instead of %d: %lld tokens of blocks, the ranks' most is %d",
+                len, c->max_model_len, (long long)held, r->max_model_len);
     c->max_model_len = len;
 }
 
 static sp_status receive_one(void *ctx, sp_err *err);
 
-static sp_status make_stepper(sp_engine *e, sp_err *err) {
+static void take_computed(void *ctx, sp_request *shadow, int32_t end, const sp_block *blocks) {
+    sp_moves_computed(((sp_engine *)ctx)->moves, shadow, end, blocks);
+}
+
+static void take_ended(void *ctx, sp_request *r) {
+    sp_moves_ended(((sp_engine *)ctx)->moves, r);
+}
+
+static sp_status make_stepper(sp_engine *e, group *g, sp_err *err) {
     const sp_engine_config *c = &e->config;
     const sp_wire_ready *r = &e->ranks[0].offer;
     uint8_t identity[sizeof c->fingerprint + sizeof r->numerics];
@@ -408,10 +465,10 @@ static sp_status make_stepper(sp_engine *e, sp_err *err) {
                                       .max_batched_tokens = c->max_batched_tokens,
                                       .max_step_rows = c->max_step_rows,
                                       .block_tokens = c->block_tokens,
-                                      .n_blocks = c->n_blocks,
+                                      .n_blocks = g->conf.n_blocks,
                                       .max_model_len = c->max_model_len,
-                                      .steps_in_flight = c->n_stages + 1,
-                                      .n_stages = c->n_stages,
+                                      .steps_in_flight = g->conf.n_stages + 1,
+                                      .n_stages = g->conf.n_stages,
                                       .enable_prefix_cache = c->enable_prefix_cache,
                                       .identity = identity,
                                       .identity_bytes = sizeof identity},
@@ -420,25 +477,50 @@ static sp_status make_stepper(sp_engine *e, sp_err *err) {
                             .n_vocab = c->n_vocab,
                             .send_timeout_ns = c->send_timeout_ns,
                             .step_timeout_ns = c->step_timeout_ns,
+                            .first_link = g->conf.first_link,
+                            .n_links = g->conf.n_links,
                             .fan = e->fan,
                             .desk = e->desk,
                             .metrics = &e->metrics,
                             .receive = receive_one,
+                            .computed = take_computed,
+                            .ended = take_ended,
                             .ctx = e};
     memcpy(sc.sched.cache_key, c->cache_key, sizeof c->cache_key);
-    return sp_stepper_create(&e->stepper, &sc, err);
+    return sp_stepper_create(&g->stepper, &sc, err);
+}
+
+static sp_status make_moves(sp_engine *e, sp_err *err) {
+    if (e->n_groups == 1) return SP_OK;
+    sp_moves_config mc = {.n_groups = e->n_groups,
+                          .block_tokens = e->config.block_tokens,
+                          .timeout_ns = e->config.kv_timeout_ns,
+                          .block_bytes = e->config.kv_block_bytes,
+                          .metrics = &e->metrics};
+    SP_TRY(sp_moves_create(&e->moves, &mc, err));
+    for (int32_t i = 0; i < e->n_groups; i++) {
+        const group *g = &e->groups[i];
+        sp_moves_group mg = {.stepper = g->stepper,
+                             .first_link = g->conf.first_link,
+                             .n_links = g->conf.n_links,
+                             .n_blocks = g->conf.n_blocks};
+        SP_TRY(sp_moves_set_group(e->moves, i, &mg, err));
+    }
+    return SP_OK;
 }
 
 static sp_status all_ready(sp_engine *e, sp_err *err) {
     settle_config(e);
-    SP_TRY(make_stepper(e, err));
+    for (int32_t i = 0; i < e->n_groups; i++) SP_TRY(make_stepper(e, &e->groups[i], err));
+    SP_TRY(make_moves(e, err));
+    e->steps = true;
     memcpy(e->kv_dtype, e->ranks[0].offer.kv_dtype, sizeof e->ranks[0].offer.kv_dtype);
     pthread_mutex_lock(&e->lock);
     e->info.n_blocks = e->config.n_blocks;
     e->info.max_model_len = e->config.max_model_len;
     e->info.kv_dtype = e->kv_dtype;
     pthread_mutex_unlock(&e->lock);
-    sp_stepper_account(e->stepper);
+    account(e);
     sp_debug("ready: %d ranks, %d blocks of %d tokens (%s), %d sequences, %d tokens a step, "
              "%d a sequence",
              e->n_ranks, e->config.n_blocks, e->config.block_tokens, e->kv_dtype,
@@ -451,10 +533,10 @@ static sp_status take_ready(sp_engine *e, const sp_frame *f, int from, sp_err *e
     rank_state *r = &e->ranks[from];
     sp_wire_ready offer;
     SP_TRY(sp_wire_ready_decode(f->payload, f->length, &offer, err));
-    SP_TRY(fit_rank(&e->config, &offer, from, err));
+    SP_TRY(sp_offer_fits(&e->config, e->groups[r->group].conf.n_blocks, &offer, from, err));
     for (int i = 0; i < e->n_ranks; i++)
         if (e->ranks[i].ready) {
-            SP_TRY(fit_peers(&offer, from, &e->ranks[i].offer, i, err));
+            SP_TRY(sp_offer_equals(&offer, from, &e->ranks[i].offer, i, err));
             break;
         }
     r->offer = offer;
@@ -489,11 +571,12 @@ static sp_status take_fault(sp_engine *e, const sp_frame *f, int from, sp_err *e
 }
 
 static sp_status take_answer(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
-    if (from != e->config.sampler)
+    const group *g = &e->groups[e->ranks[from].group];
+    if (from != g->conf.sampler)
         return SP_FAIL(err, SP_E_PROTOCOL, "it answers a step, rank %d is who does",
-                       e->config.sampler);
-    return f->type == SP_FRAME_ROW ? sp_stepper_row(e->stepper, f->payload, f->length, err)
-                                   : sp_stepper_tokens(e->stepper, f->payload, f->length, err);
+                       g->conf.sampler);
+    return f->type == SP_FRAME_ROW ? sp_stepper_row(g->stepper, f->payload, f->length, err)
+                                   : sp_stepper_tokens(g->stepper, f->payload, f->length, err);
 }
 
 static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
@@ -507,7 +590,11 @@ static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *e
         break;
     case SP_FRAME_TOKENS:
     case SP_FRAME_ROW:
-        if (e->stepper) return take_answer(e, f, from, err);
+        if (e->steps) return take_answer(e, f, from, err);
+        break;
+    case SP_FRAME_KV_SEALED:
+    case SP_FRAME_KV_PULLED:
+        if (e->moves) return sp_moves_take(e->moves, e->ranks[from].group, from, f, err);
         break;
     case SP_FRAME_FAULT:
         return take_fault(e, f, from, err);
@@ -517,7 +604,7 @@ static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *e
         break;
     }
     return SP_FAIL(err, SP_E_PROTOCOL, "frame of type %d %s", (int)f->type,
-                   e->stepper ? "from a rank" : "before ready");
+                   e->steps ? "from a rank" : "before ready");
 }
 
 /* Receives and takes one frame; an error is told with the rank it is about. */
@@ -603,31 +690,53 @@ static int64_t sooner(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* A turn of every group. Moves go first: they free blocks that the next steps take. */
+static sp_status step_groups(sp_engine *e, int64_t now, int64_t *wait_until_ns, sp_err *err) {
+    int64_t until = SP_NEVER, overdue = SP_NEVER;
+    bool received = false;
+    for (int32_t i = 0; i < e->n_groups; i++)
+        until = sooner(until, sp_stepper_expire(e->groups[i].stepper, now));
+    if (e->moves) {
+        int64_t next;
+        SP_TRY(sp_moves_turn(e->moves, now, &next, err));
+        until = sooner(until, next);
+    }
+    for (int32_t i = 0; i < e->n_groups; i++) {
+        SP_TRY(sp_stepper_advance(e->groups[i].stepper, err));
+        received |= sp_stepper_received(e->groups[i].stepper);
+    }
+    account(e); /* first: who has seen the events finds the figures right */
+    sp_desk_publish(e->desk);
+    for (int32_t i = 0; i < e->n_groups; i++) {
+        int64_t at = sp_stepper_overdue_ns(e->groups[i].stepper);
+        if (now >= at)
+            return e->n_groups == 1
+                       ? SP_FAIL(err, SP_E_PEER_LOST, "a step is overdue")
+                       : SP_FAIL(err, SP_E_PEER_LOST, "a step of group %d is overdue", i);
+        overdue = sooner(overdue, at);
+    }
+    *wait_until_ns = received ? 0 : sooner(until, overdue);
+    return SP_OK;
+}
+
 /* Everything that can be done without waiting; then until when to wait. */
 static sp_status work(sp_engine *e, int64_t *wait_until_ns, sp_err *err) {
     int64_t now = sp_now_ns();
     *wait_until_ns = SP_NEVER;
     sp_desk_mail mail = sp_desk_collect(e->desk);
-    if (e->stepper) take_mail(e, mail);
+    if (e->steps) take_mail(e, mail);
     if (mail.stop) {
         say_bye(e);
         end_all(e, SP_ENGINE_DRAINED, SP_E_UNAVAILABLE, "the engine was stopped");
         return SP_OK;
     }
-    if (!e->stepper) {
+    if (!e->steps) {
         if (now >= e->ready_by_ns) return not_ready(e, err);
         *wait_until_ns = e->ready_by_ns;
     } else {
-        *wait_until_ns = sp_stepper_expire(e->stepper, now);
-        SP_TRY(sp_stepper_advance(e->stepper, err));
-        sp_stepper_account(e->stepper); /* first: who has seen the events finds the figures right */
-        sp_desk_publish(e->desk);
-        int64_t overdue = sp_stepper_overdue_ns(e->stepper);
-        if (now >= overdue) return SP_FAIL(err, SP_E_PEER_LOST, "a step is overdue");
-        *wait_until_ns = sooner(*wait_until_ns, overdue);
-        if (sp_stepper_received(e->stepper)) *wait_until_ns = 0;
+        SP_TRY(step_groups(e, now, wait_until_ns, err));
     }
-    if (mail.drain && (!e->stepper || sp_stepper_is_idle(e->stepper))) {
+    if (mail.drain && (!e->steps || is_idle(e))) {
         say_bye(e);
         end_all(e, SP_ENGINE_DRAINED, SP_E_UNAVAILABLE, "the engine has drained");
     } else if (mail.drain && e->state == SP_ENGINE_READY) {
@@ -667,5 +776,8 @@ void sp_engine_stop(sp_engine *e) {
 }
 
 bool sp_engine_check(sp_engine *e) {
-    return sp_desk_check(e->desk) && (!e->stepper || sp_stepper_check(e->stepper));
+    if (!sp_desk_check(e->desk)) return false;
+    for (int32_t i = 0; e->steps && i < e->n_groups; i++)
+        if (!sp_stepper_check(e->groups[i].stepper)) return false;
+    return !e->moves || sp_moves_check(e->moves);
 }

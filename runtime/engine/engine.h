@@ -101,6 +101,47 @@ typedef struct sp_engine_info {
 } sp_engine_info;
 sp_engine_info sp_engine_get_info(const sp_engine *e);
 
+/** What a group of ranks is for. Every group can do everything: roles only say who is given what. */
+typedef enum sp_pool_role {
+    SP_POOL_MIXED,
+    SP_POOL_PREFILL,
+    SP_POOL_DECODE
+} sp_pool_role;
+const char *sp_pool_role_name(sp_pool_role role); /* "prefill" */
+
+/** Changes what a group is given from now on; what it has goes on. A pool may be drained so.
+ * Errors: SP_E_INVALID no such group, or none would be left that decodes. Any thread. */
+SP_NODISCARD sp_status sp_engine_set_role(sp_engine *e, int group, sp_pool_role role, sp_err *err);
+
+typedef struct sp_engine_group_status {
+    sp_pool_role role;
+    char pool[32];
+    int32_t first_link, n_links, n_stages;
+    int32_t running, waiting, blocks_used, blocks_total;
+    int64_t load_tokens; /* of all requests it has */
+} sp_engine_group_status;
+int sp_engine_group_count(const sp_engine *e);
+/** False: no such group. Any thread. */
+bool sp_engine_group_info(const sp_engine *e, int group, sp_engine_group_status *out);
+
+/** Why a block did not come from another group; the request was then computed where it decodes. The
+ * first ones are what ranks say (comm/kvx.h). */
+typedef enum sp_kv_cause {
+    SP_KV_OK,
+    SP_KV_STALE,
+    SP_KV_CHECKSUM,
+    SP_KV_IDENTITY,
+    SP_KV_PEER,
+    SP_KV_TIMEOUT,
+    SP_KV_RANGE,
+    SP_KV_NO_ROOM,       /* no block to be spared where it should go */
+    SP_KV_LATE,          /* ranks took too long to answer */
+    SP_KV_PREFILL_ENDED, /* it could not be computed there */
+    SP_KV_LOST,          /* the group is gone */
+    SP_KV_CAUSE_COUNT
+} sp_kv_cause;
+const char *sp_kv_cause_name(sp_kv_cause cause); /* "no_room" */
+
 /** Figures for /metrics; written by the engine thread, read by any. */
 typedef struct sp_engine_metrics {
     sp_gauge running, waiting, blocks_used, blocks_total;
@@ -108,6 +149,12 @@ typedef struct sp_engine_metrics {
     sp_counter prefix_queries, prefix_hits;   /* in tokens */
     sp_counter finished[SP_FINISH_ERROR + 1]; /* by sp_finish, a choice each */
     sp_counter steps, engine_cpu_ns;          /* engine thread CPU time spent on steps */
+    /* Between groups: */
+    sp_counter kv_blocks_pulled,
+        kv_bytes_pulled;                       /* bytes: 0 when nobody said how many a block has */
+    sp_counter kv_failures[SP_KV_CAUSE_COUNT]; /* blocks; the last ones: requests */
+    sp_counter prefilled_elsewhere, prefilled_here; /* requests; elsewhere: all or a part of it */
+    sp_histogram handoff_s; /* from the choice of groups to the request given to decode */
     sp_histogram ttft_s, itl_s, e2e_s, queue_s, inference_s, prefill_s, decode_s, tpot_s;
     sp_histogram req_prompt_tokens, req_generation_tokens, req_max_tokens, req_n, iteration_tokens;
     sp_histogram req_max_generation_tokens, req_prefill_computed_tokens;

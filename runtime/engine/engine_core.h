@@ -4,7 +4,8 @@
  * the links to all ranks. It starts in SP_ENGINE_STARTING: it takes PROGRESS frames until every rank
  * has said READY, compares what they offer with the configuration and with one another, and serves.
  * Whoever makes it has sent FORM (and PEERS) before sp_engine_start().
- * Every rank gets SEQ_ADD, SEQ_DROP and STEP; the one at link `sampler` answers. A link that closes,
+ * Ranks form groups. Every rank of a group gets its SEQ_ADD, SEQ_DROP and STEP; the one at link
+ * `sampler` answers. A link that closes,
  * or a FAULT of any rank, is the engine's failure, which names the rank.
  *
  * Thread: create, start, stop and destroy from one thread. */
@@ -12,6 +13,16 @@
 
 #include "comm/fan.h"
 #include "runtime/engine/engine.h"
+
+/** A group of ranks: TP x PP of them, with sequences, blocks and steps of its own. */
+typedef struct sp_engine_group {
+    int32_t first_link, n_links; /* its ranks' links in the fan */
+    int32_t n_stages, sampler;   /* as in the configuration; sampler: link index in the fan */
+    int32_t n_blocks;            /* 0: as its ranks offer */
+    sp_pool_role role;
+    char pool[32];
+} sp_engine_group;
+#define SP_ENGINE_GROUPS_MAX 64
 
 typedef struct sp_engine_config {
     int32_t max_num_seqs;       /* sequences that run at a time */
@@ -23,15 +34,22 @@ typedef struct sp_engine_config {
     int32_t n_vocab;
     const int32_t *eos_ids; /* copied */
     int32_t n_eos_ids;
-    int32_t queue_max; /* requests that have not started */
-    int32_t n_stages;  /* pp; steps in flight are one more. 0 counts as 1 */
-    int32_t sampler;   /* link of TP rank 0 of the last stage */
-    bool enable_prefix_cache;
+    int32_t queue_max;        /* requests that have not started */
+    int32_t n_stages;         /* pp; steps in flight are one more. 0 counts as 1 */
+    int32_t sampler;          /* link of TP rank 0 of the last stage */
+    bool enable_prefix_cache; /* false: prompts are not computed by another group */
     uint8_t cache_key[32];    /* secret of the pod */
     uint8_t fingerprint[32];  /* of the model; the numerics id comes with READY */
     int64_t ready_timeout_ns; /* from start to READY; 0: none */
     int64_t send_timeout_ns;  /* the rank takes no frames for so long: lost */
     int64_t step_timeout_ns;  /* a step takes so long: the rank is lost; 0: none */
+    /* Groups of ranks: every link in exactly one, in order of links. NULL: one, mixed, of all links,
+     * with n_stages, sampler and n_blocks from above. Copied. */
+    const sp_engine_group *groups;
+    int32_t n_groups;
+    int32_t prefill_threshold_tokens; /* more tokens than these are computed by a prefill group */
+    int64_t kv_timeout_ns;            /* ranks take so long to seal or pull: a miss; 0: for ever */
+    int64_t kv_block_bytes;           /* of all ranks of a group, for the figures; 0: unknown */
 } sp_engine_config;
 
 #define SP_ENGINE_CONFIG_DEFAULT \
@@ -40,6 +58,8 @@ typedef struct sp_engine_config {
                         .block_tokens = 16, \
                         .queue_max = 1024, \
                         .n_stages = 1, \
+                        .prefill_threshold_tokens = 256, \
+                        .kv_timeout_ns = (int64_t)5 * 1000 * 1000 * 1000, \
                         .enable_prefix_cache = true, \
                         .send_timeout_ns = (int64_t)30 * 1000 * 1000 * 1000})
 

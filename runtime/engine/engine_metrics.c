@@ -21,8 +21,8 @@ void sp_engine_metrics_init(sp_engine_metrics *m, int32_t max_model_len) {
     sp_histogram *const gaps[] = {&m->itl_s, &m->tpot_s};
     for (size_t i = 0; i < SP_LEN(gaps); i++)
         sp_histogram_init(gaps[i], itl_bounds, SP_LEN(itl_bounds));
-    sp_histogram *const spans[] = {&m->e2e_s, &m->queue_s, &m->inference_s, &m->prefill_s,
-                                   &m->decode_s};
+    sp_histogram *const spans[] = {&m->e2e_s,     &m->queue_s,  &m->inference_s,
+                                   &m->prefill_s, &m->decode_s, &m->handoff_s};
     for (size_t i = 0; i < SP_LEN(spans); i++)
         sp_histogram_init(spans[i], latency_bounds, SP_LEN(latency_bounds));
     sp_histogram_init(&m->req_n, n_bounds, SP_LEN(n_bounds));

@@ -109,3 +109,8 @@ void sp_null_model_destroy(sp_null_model *m) {
 sp_stage_model sp_null_model_callbacks(sp_null_model *m) {
     return (sp_stage_model){.forward = forward, .ctx = m};
 }
+
+uint64_t *sp_null_model_block(sp_null_model *m, int32_t block) {
+    SP_ASSERT(block >= 0 && block < m->config.n_blocks);
+    return &m->slots[(size_t)block * (size_t)m->config.block_tokens];
+}

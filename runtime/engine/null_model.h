@@ -32,3 +32,6 @@ void sp_null_model_logits(const int32_t *tokens, int32_t n, float *logits, int32
 uint64_t sp_null_model_hash(int32_t token, int32_t position);
 uint64_t sp_null_model_state(uint64_t sum);
 void sp_null_model_row(uint64_t state, float *logits, int32_t n_vocab);
+
+/** The block_tokens hashes of a block: for tests that carry blocks from model to model. */
+uint64_t *sp_null_model_block(sp_null_model *m, int32_t block);

@@ -11,6 +11,8 @@
 #define ROWS_IN_FLIGHT_MAX 128
 /* Blocks kept free for those that run, when another is admitted: one of so many in the pool. */
 #define RESERVE_PART 64
+/* Blocks that are not lent to what comes from elsewhere, beside one for each that runs. */
+#define LEND_PART 16
 
 typedef struct seq_list {
     sp_seq *head, *tail;
@@ -189,12 +191,24 @@ void sp_step_fini(sp_step *st) {
 
 /* ---- life of a sequence ---- */
 
-sp_status sp_sched_add(sp_sched *s, sp_request *r, sp_err *err) {
+static sp_status take_in(sp_sched *s, sp_request *r, sp_err *err) {
     SP_TRY(sp_waitq_reserve(&s->waitq, s->n_live + r->params.n, err));
     r->order = ++s->n_requests;
     r->private_root = !s->config.enable_prefix_cache;
     s->n_live += r->params.n;
+    return SP_OK;
+}
+
+sp_status sp_sched_add(sp_sched *s, sp_request *r, sp_err *err) {
+    SP_TRY(take_in(s, r, err));
     sp_waitq_push(&s->waitq, &r->seqs[0]);
+    return SP_OK;
+}
+
+sp_status sp_sched_hold(sp_sched *s, sp_request *r, sp_err *err) {
+    SP_TRY(take_in(s, r, err));
+    r->held = true;
+    r->seqs[0].state = SP_SEQ_HELD; /* as its brothers: nobody leads yet */
     return SP_OK;
 }
 
@@ -248,6 +262,12 @@ static void next_leader(sp_sched *s, sp_request *r) {
     }
 }
 
+void sp_sched_let_in(sp_sched *s, sp_request *r) {
+    SP_ASSERT(r->held);
+    r->held = false;
+    next_leader(s, r);
+}
+
 void sp_sched_end(sp_sched *s, sp_seq *q) {
     if (q->paused) sp_sched_pause(s, q, false);
     if (sp_seq_runs(q))
@@ -257,7 +277,7 @@ void sp_sched_end(sp_sched *s, sp_seq *q) {
     sp_seq_move(q, SP_SEQ_END);
     sp_seq_unreserve(q, true);
     s->n_live--;
-    if (!q->req->forked && q->choice == q->req->leader) next_leader(s, q->req);
+    if (!q->req->forked && !q->req->held && q->choice == q->req->leader) next_leader(s, q->req);
 }
 
 void sp_sched_pause(sp_sched *s, sp_seq *q, bool paused) {
@@ -340,17 +360,48 @@ static void adopt_prefix(sp_sched *s, sp_seq *q) {
     }
 }
 
+int32_t sp_sched_cached(sp_sched *s, sp_request *r, int32_t most) {
+    int32_t B = s->config.block_tokens, n = 0;
+    r->private_root = !s->config.enable_prefix_cache;
+    for (; n < most && n < r->n_prompt_full; n++) {
+        const sp_kv_hash *name = sp_seq_name(&r->seqs[0], s->prefix, n, B, s->scratch);
+        if (sp_kv_prefix_find(s->prefix, name, r->prompt + (size_t)n * (size_t)B) == SP_BLOCK_NONE)
+            break;
+    }
+    return n;
+}
+
+sp_block sp_sched_lend(sp_sched *s) {
+    int32_t keep = s->n_running + s->config.n_blocks / LEND_PART;
+    return sp_kv_pool_available(s->pool) > keep ? sp_kv_pool_take(s->pool) : SP_BLOCK_NONE;
+}
+
+bool sp_sched_name(sp_sched *s, sp_request *r, int32_t i, sp_block b) {
+    int32_t B = s->config.block_tokens;
+    const sp_kv_hash *name = sp_seq_name(&r->seqs[0], s->prefix, i, B, s->scratch);
+    return sp_kv_prefix_add(s->prefix, b, name, r->prompt + (size_t)i * (size_t)B);
+}
+
+void sp_sched_share(sp_sched *s, sp_block b) {
+    sp_kv_pool_share(s->pool, b);
+}
+void sp_sched_drop(sp_sched *s, sp_block b) {
+    sp_kv_pool_drop(s->pool, b, 0);
+}
+
 static void account_hits(sp_sched *s, sp_seq *q, int64_t now_ns) {
     sp_request *r = q->req;
     int32_t hit = q->blocks.n * s->config.block_tokens;
     if (hit > r->n_prompt) hit = r->n_prompt;
+    /* What another group computed for it just now was not cached. */
+    if (r->moved && hit > r->moved_cached) hit = r->moved_cached;
     if (q->scheduled_ns == 0) {
         q->scheduled_ns = now_ns;
         q->n_computed = r->n_prompt - hit;
     }
     if (r->n_cached >= 0) return;
     r->n_cached = hit;
-    if (!s->config.enable_prefix_cache || sp_seq_rows_limit(q) > 0) return;
+    if (!s->config.enable_prefix_cache || sp_seq_rows_limit(q) > 0 || r->shadow) return;
     s->stats.prefix_queries += (uint64_t)r->n_prompt;
     s->stats.prefix_hits += (uint64_t)hit;
 }

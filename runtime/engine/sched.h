@@ -78,6 +78,22 @@ void sp_step_fini(sp_step *st);
  * Errors: SP_E_NOMEM; nothing was taken in. */
 SP_NODISCARD sp_status sp_sched_add(sp_sched *s, sp_request *r, sp_err *err);
 
+/** Takes in a request whose prompt is being computed elsewhere: it waits, holding nothing, until
+ * sp_sched_let_in(); it may end meanwhile. Errors: as sp_sched_add(). */
+SP_NODISCARD sp_status sp_sched_hold(sp_sched *s, sp_request *r, sp_err *err);
+void sp_sched_let_in(sp_sched *s, sp_request *r);
+
+/** Blocks of the request's prompt, from the first on, that are found here now; at most `most`. */
+int32_t sp_sched_cached(sp_sched *s, sp_request *r, int32_t most);
+
+/** A block for content that comes from elsewhere, with one reference; SP_BLOCK_NONE: those that run
+ * here may need what is left. */
+sp_block sp_sched_lend(sp_sched *s);
+/** Makes such a block findable as full block `i` of the request's prompt. False: another one is. */
+bool sp_sched_name(sp_sched *s, sp_request *r, int32_t i, sp_block b);
+void sp_sched_share(sp_sched *s, sp_block b); /* one reference more on a held block */
+void sp_sched_drop(sp_sched *s, sp_block b);  /* one less, of sp_sched_lend() or _share() */
+
 /** Plans step `number` (the last one plus 1) and does its bookkeeping: the caller must send it,
  * after the drops and the admitted. False: there is nothing to plan now, or not before the drops
  * that it left are sent. */

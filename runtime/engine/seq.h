@@ -98,6 +98,14 @@ struct sp_request {
     bool private_root; /* no sharing between requests: only between its own choices */
     bool has_root;
 
+    /* Several groups of ranks (runtime/engine/moves.h). */
+    int32_t group;        /* whose scheduler has it */
+    bool held;            /* its prompt is computed elsewhere first: all its choices are HELD */
+    bool shadow;          /* computes the prompt of another one: no events, no figures */
+    bool moved;           /* blocks came from elsewhere; of its tokens, so many were cached */
+    int32_t moved_cached; /* before that */
+    void *move;           /* the move it is a part of; NULL: none */
+
     int32_t leader;   /* the choice that computes the prompt */
     bool forked;      /* the prompt was computed once, and the others were let go */
     bool started;     /* some choice was scheduled */

@@ -51,6 +51,7 @@ struct sp_stage {
     sp_link *link;
     sp_stage_model model;
     sp_stage_role role;
+    const sp_stage_kvx *kvx;
     feed feed;
     float *flat; /* [n_vocab] zeros, when the model gives tokens and no logits */
     sp_sampler *sampler;
@@ -156,6 +157,7 @@ sp_status sp_stage_create(sp_stage **out, const sp_stage_config *config, sp_link
     s->role = role;
     s->offer = config->offer;
     s->link = link;
+    s->kvx = config->kvx;
     s->model = *model;
     sp_status st = take_memory(s, config, err);
     if (st != SP_OK) {
@@ -699,7 +701,8 @@ sp_status sp_stage_take(sp_stage *s, const sp_frame *frame, sp_err *err) {
     case SP_FRAME_STEP:
         return take_step(s, frame, err);
     default:
-        return SP_AGAIN;
+        if (!s->kvx) return SP_AGAIN;
+        return sp_stage_kv_take(s->kvx, s->link, s->offer.n_blocks, frame, err);
     }
 }
 
@@ -736,7 +739,11 @@ sp_status sp_stage_run(sp_stage *s, sp_err *err) {
     for (;;) {
         sp_frame f;
         sp_status st = sp_link_recv(s->link, &f, SP_NEVER, err);
-        if (st == SP_AGAIN) continue;
+        if (st == SP_AGAIN) {
+            st = s->kvx ? sp_stage_kv_tell(s->kvx, s->link, err) : SP_OK;
+            if (st == SP_OK) continue;
+            return st;
+        }
         if (st == SP_OK && f.type == SP_FRAME_BYE) return SP_OK;
         if (st == SP_OK) {
             st = sp_stage_take(s, &f, err);

@@ -17,6 +17,7 @@
 
 #include "comm/group.h"
 #include "comm/link.h"
+#include "runtime/engine/stage_kv.h"
 #include "runtime/engine/wire.h"
 #include "runtime/model/batch.h"
 
@@ -52,6 +53,7 @@ typedef struct sp_stage_config {
     const int32_t *eos_ids; /* of the model; copied */
     int32_t n_eos_ids;
     sp_stage_role role;
+    const sp_stage_kvx *kvx; /* borrowed; NULL: a frame of KV blocks is a protocol error */
 } sp_stage_config;
 
 typedef struct sp_stage sp_stage;

@@ -25,6 +25,8 @@ struct sp_stepper {
     bool received;
     uint64_t n_fresh;    /* tokens of the answer at hand */
     sp_sched_stats told; /* what the counters have of the scheduler's */
+    sp_stepper_figures shown;
+    int64_t load;
 };
 
 static sp_step *step_of(const sp_stepper *p, uint64_t number) {
@@ -48,6 +50,7 @@ static sp_status take_memory(sp_stepper *p, sp_err *err) {
 sp_status sp_stepper_create(sp_stepper **out, const sp_stepper_config *config, sp_err *err) {
     sp_stepper *p = sp_alloc(sizeof *p);
     p->config = *config;
+    if (p->config.n_links == 0) p->config.n_links = sp_fan_count(config->fan);
     p->next_deadline_ns = SP_NEVER;
     sp_status st = take_memory(p, err);
     if (st != SP_OK) {
@@ -77,6 +80,7 @@ static void list_live(sp_stepper *p, sp_request *r) {
     if (r->next) r->next->prev = r;
     p->live = r;
     p->n_live++;
+    p->load += r->n_prompt;
 }
 
 static void unlist_live(sp_stepper *p, sp_request *r) {
@@ -86,6 +90,7 @@ static void unlist_live(sp_stepper *p, sp_request *r) {
         p->live = r->next;
     if (r->next) r->next->prev = r->prev;
     p->n_live--;
+    p->load -= r->n_prompt;
 }
 
 static bool hand_over_prompt_logprobs(sp_event *ev, sp_request *r) {
@@ -105,9 +110,23 @@ static sp_event *new_event(sp_stepper *p, sp_seq *q) {
     return ev;
 }
 
+/* Nobody but the move it is for hears of it. */
+static void end_shadow(sp_stepper *p, sp_seq *q) {
+    sp_request *r = q->req;
+    sp_sched_end(p->sched, q);
+    r->n_live--;
+    unlist_live(p, r);
+    p->config.ended(p->config.ctx, r);
+}
+
 /* Ends a choice; `ev` is its event of this step, or NULL. */
 static void end_choice(sp_stepper *p, sp_seq *q, sp_ending how, sp_event *ev) {
     sp_request *r = q->req;
+    if (r->shadow) {
+        end_shadow(p, q);
+        return;
+    }
+    p->load -= q->n_output;
     if (!how.silent) {
         if (!ev) ev = new_event(p, q);
         ev->finish = how.finish;
@@ -119,6 +138,7 @@ static void end_choice(sp_stepper *p, sp_seq *q, sp_ending how, sp_event *ev) {
     if (q->n_output > r->max_output) r->max_output = q->n_output;
     sp_sched_end(p->sched, q);
     if (--r->n_live > 0) return;
+    if (r->held) p->config.ended(p->config.ctx, r);
     sp_engine_metrics_request(p->config.metrics, r);
     unlist_live(p, r);
     sp_desk_close(p->config.desk, r);
@@ -153,6 +173,28 @@ void sp_stepper_add(sp_stepper *p, sp_request *r) {
     if (r->deadline_ns < p->next_deadline_ns) p->next_deadline_ns = r->deadline_ns;
     sp_debug("request of %d tokens, %d choices of %d", r->n_prompt, r->params.n,
              r->params.max_tokens);
+}
+
+sp_status sp_stepper_hold(sp_stepper *p, sp_request *r, sp_err *err) {
+    SP_TRY(sp_sched_hold(p->sched, r, err));
+    list_live(p, r);
+    if (r->deadline_ns < p->next_deadline_ns) p->next_deadline_ns = r->deadline_ns;
+    return SP_OK;
+}
+
+void sp_stepper_let_in(sp_stepper *p, sp_request *r) {
+    sp_sched_let_in(p->sched, r);
+}
+
+sp_status sp_stepper_add_shadow(sp_stepper *p, sp_request *r, sp_err *err) {
+    SP_ASSERT(r->shadow && r->params.n == 1);
+    SP_TRY(sp_sched_add(p->sched, r, err));
+    list_live(p, r);
+    return SP_OK;
+}
+
+void sp_stepper_end_shadow(sp_stepper *p, sp_request *r) {
+    end_shadow(p, &r->seqs[0]);
 }
 
 void sp_stepper_cancel(sp_stepper *p, sp_request *r) {
@@ -200,13 +242,13 @@ int64_t sp_stepper_overdue_ns(const sp_stepper *p) {
 
 /* ---- out ---- */
 
-static sp_status send_frame(sp_stepper *p, sp_frame_type type, const sp_piece *pieces, int n,
-                            sp_err *err) {
+sp_status sp_stepper_send(sp_stepper *p, sp_frame_type type, const sp_piece *pieces, int n,
+                          sp_err *err) {
     int64_t now = sp_now_ns(), until = now + p->config.send_timeout_ns;
     for (;;) {
         sp_err full = {0};
-        sp_status st =
-            sp_fan_send(p->config.fan, SP_FAN_ALL, type, pieces, n, now + SEND_PATIENCE_NS, &full);
+        sp_status st = sp_fan_send_range(p->config.fan, p->config.first_link, p->config.n_links,
+                                         type, pieces, n, now + SEND_PATIENCE_NS, &full);
         if (st != SP_E_TIMEOUT) {
             if (st != SP_OK && err) *err = full;
             return st;
@@ -229,7 +271,7 @@ static sp_status send_drops(sp_stepper *p, sp_err *err) {
     const sp_wire_seq *drops = sp_sched_drops(p->sched, &n);
     sp_wire_drop_head head = {.count = (uint32_t)n};
     sp_piece pieces[] = {{&head, sizeof head}, {drops, (uint32_t)n * (uint32_t)sizeof *drops}};
-    return send_frame(p, SP_FRAME_SEQ_DROP, pieces, 2, err);
+    return sp_stepper_send(p, SP_FRAME_SEQ_DROP, pieces, 2, err);
 }
 
 static sp_status send_part(sp_stepper *p, const sp_seq *q, sp_wire_part part, const void *data,
@@ -245,7 +287,7 @@ static sp_status send_part(sp_stepper *p, const sp_seq *q, sp_wire_part part, co
                                  .count = n};
         sp_piece pieces[] = {{&head, sizeof head},
                              {(const unsigned char *)data + (size_t)at * item, n * item}};
-        SP_TRY(send_frame(p, SP_FRAME_SEQ_ADD, pieces, 2, err));
+        SP_TRY(sp_stepper_send(p, SP_FRAME_SEQ_ADD, pieces, 2, err));
         at += n;
         left -= n;
     }
@@ -270,7 +312,7 @@ static sp_status send_sequence(sp_stepper *p, const sp_seq *q, sp_err *err) {
 
 static sp_status send_step(sp_stepper *p, sp_step *st, sp_err *err) {
     for (int32_t i = 0; i < st->n_admitted; i++) {
-        sp_desk_started(p->config.desk, st->admitted[i]->req);
+        if (!st->admitted[i]->req->shadow) sp_desk_started(p->config.desk, st->admitted[i]->req);
         SP_TRY(send_sequence(p, st->admitted[i], err));
     }
     sp_wire_step_head head;
@@ -278,7 +320,7 @@ static sp_status send_step(sp_stepper *p, sp_step *st, sp_err *err) {
     int n = sp_wire_step_pieces(&st->wire, &head, pieces);
     st->sent_ns = sp_now_ns();
     p->sent = st->wire.number;
-    return send_frame(p, SP_FRAME_STEP, pieces, n, err);
+    return sp_stepper_send(p, SP_FRAME_STEP, pieces, n, err);
 }
 
 /* Whether planning changed anything that makes another try worthwhile. */
@@ -369,6 +411,7 @@ static sp_status take_sample(sp_stepper *p, sp_seq *q, const sp_wire_record *rec
     if (rec->kind == SP_RECORD_SAMPLED_LOGPROBS && q->req->params.n_logprobs >= 0)
         ev->logprobs[0] = copy_logprobs(rec);
     p->n_fresh++;
+    p->load++;
     sp_engine_metrics_token(p->config.metrics, q, now_ns);
     sp_sched_grown(p->sched, q);
     if (q->choice == 0 && q->n_output == 1 && !hand_over_prompt_logprobs(ev, q->req)) {
@@ -430,7 +473,12 @@ static sp_status check_entry(sp_stepper *p, const sp_wire_entry *e, sp_err *err)
         return SP_FAIL(err, SP_E_PROTOCOL, "a step told rows up to position %d, want %d",
                        q->rows_done, told);
     sp_request *r = q->req;
+    if (r->shadow) p->config.computed(p->config.ctx, r, end, q->blocks.ids);
     if (r->params.max_tokens > 0 || end < r->n_prompt) return SP_OK;
+    if (r->shadow) {
+        end_shadow(p, q);
+        return SP_OK;
+    }
     count_prompt(p, r);
     sp_event *ev = new_event(p, q);
     bool ok = q->choice != 0 || hand_over_prompt_logprobs(ev, r);
@@ -502,7 +550,7 @@ sp_status sp_stepper_row(sp_stepper *p, const void *payload, uint32_t length, sp
 bool sp_stepper_is_idle(const sp_stepper *p) {
     return p->n_live == 0 && p->sent == p->retired;
 }
-const sp_sched *sp_stepper_sched(const sp_stepper *p) {
+sp_sched *sp_stepper_sched(const sp_stepper *p) {
     return p->sched;
 }
 
@@ -510,13 +558,28 @@ void sp_stepper_pause(sp_stepper *p, sp_seq *q, bool paused) {
     sp_sched_pause(p->sched, q, paused);
 }
 
+sp_stepper_figures sp_stepper_get_figures(const sp_stepper *p) {
+    const sp_kv_pool *pool = sp_sched_pool(p->sched);
+    return (sp_stepper_figures){.running = sp_sched_running(p->sched),
+                                .waiting = sp_sched_waiting(p->sched),
+                                .blocks_used = sp_kv_pool_held(pool) + sp_kv_pool_fenced(pool),
+                                .blocks_total = sp_kv_pool_count(pool),
+                                .load = p->load};
+}
+
+/* Gauges are sums over the groups, and the engine thread alone writes them. */
+static void show(sp_gauge *g, int32_t now, int32_t before) {
+    if (now != before) sp_gauge_set(g, sp_gauge_get(g) + now - before);
+}
+
 void sp_stepper_account(sp_stepper *p) {
     sp_engine_metrics *m = p->config.metrics;
-    const sp_kv_pool *pool = sp_sched_pool(p->sched);
-    sp_gauge_set(&m->running, sp_sched_running(p->sched));
-    sp_gauge_set(&m->waiting, sp_sched_waiting(p->sched));
-    sp_gauge_set(&m->blocks_used, sp_kv_pool_held(pool) + sp_kv_pool_fenced(pool));
-    sp_gauge_set(&m->blocks_total, sp_kv_pool_count(pool));
+    sp_stepper_figures f = sp_stepper_get_figures(p);
+    show(&m->running, f.running, p->shown.running);
+    show(&m->waiting, f.waiting, p->shown.waiting);
+    show(&m->blocks_used, f.blocks_used, p->shown.blocks_used);
+    show(&m->blocks_total, f.blocks_total, p->shown.blocks_total);
+    p->shown = f;
     sp_sched_stats now = sp_sched_get_stats(p->sched);
     sp_counter_add(&m->preemptions, now.preemptions - p->told.preemptions);
     sp_counter_add(&m->prefix_queries, now.prefix_queries - p->told.prefix_queries);

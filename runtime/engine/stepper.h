@@ -22,13 +22,23 @@ typedef struct sp_stepper_config {
     const int32_t *eos_ids; /* copied */
     int32_t n_eos_ids, n_vocab;
     int64_t send_timeout_ns, step_timeout_ns; /* the second: 0 none */
+    int32_t first_link, n_links;              /* of the fan; n_links 0: all */
     sp_fan *fan;                              /* borrowed, as are the next two */
     sp_desk *desk;
     sp_engine_metrics *metrics;
     sp_status (*receive)(void *ctx,
                          sp_err *err); /* takes one frame if one is there: SP_AGAIN if not */
+    /* Optional, for requests with a move. A shadow's prompt is computed, and retired, up to position
+     * `end`; `blocks` is its table. */
+    void (*computed)(void *ctx, sp_request *shadow, int32_t end, const sp_block *blocks);
+    void (*ended)(void *ctx, sp_request *r); /* a shadow (to be destroyed), or one that is held */
     void *ctx;
 } sp_stepper_config;
+
+typedef struct sp_stepper_figures {
+    int32_t running, waiting, blocks_used, blocks_total;
+    int64_t load; /* tokens of the requests it has */
+} sp_stepper_figures;
 
 /** How a choice ends. */
 typedef struct sp_ending {
@@ -46,6 +56,12 @@ void sp_stepper_destroy(sp_stepper *p);
 
 /** Takes in a request from the desk (moved). */
 void sp_stepper_add(sp_stepper *p, sp_request *r);
+/** Takes in a request that is held (sp_sched_hold()); it runs from sp_stepper_let_in() on. A
+ * shadow's end is told to `ended` alone. Errors: SP_E_NOMEM; it was not taken in. */
+SP_NODISCARD sp_status sp_stepper_hold(sp_stepper *p, sp_request *r, sp_err *err);
+void sp_stepper_let_in(sp_stepper *p, sp_request *r);
+SP_NODISCARD sp_status sp_stepper_add_shadow(sp_stepper *p, sp_request *r, sp_err *err);
+void sp_stepper_end_shadow(sp_stepper *p, sp_request *r);
 /** Ends what its consumer asked to end (seen_aborted, seen_stopped). */
 void sp_stepper_cancel(sp_stepper *p, sp_request *r);
 void sp_stepper_end_all(sp_stepper *p, sp_ending how);
@@ -58,6 +74,9 @@ int64_t sp_stepper_overdue_ns(const sp_stepper *p);
 /** Sends what can be sent now.
  * Errors: of the link; SP_E_PEER_LOST nothing was taken for too long. */
 SP_NODISCARD sp_status sp_stepper_advance(sp_stepper *p, sp_err *err);
+/** Sends a frame to the group's ranks, as those of steps are. Errors: as sp_stepper_advance(). */
+SP_NODISCARD sp_status sp_stepper_send(sp_stepper *p, sp_frame_type type, const sp_piece *pieces,
+                                       int n, sp_err *err);
 /** Whether frames came in while the last advance waited: other things may have come unseen too. */
 bool sp_stepper_received(const sp_stepper *p);
 
@@ -68,9 +87,10 @@ SP_NODISCARD sp_status sp_stepper_row(sp_stepper *p, const void *payload, uint32
                                       sp_err *err);
 
 bool sp_stepper_is_idle(const sp_stepper *p); /* no request lives, no step is on its way */
-const sp_sched *sp_stepper_sched(const sp_stepper *p);
+sp_sched *sp_stepper_sched(const sp_stepper *p);
+sp_stepper_figures sp_stepper_get_figures(const sp_stepper *p);
 /** For the desk: a slow consumer. */
 void sp_stepper_pause(sp_stepper *p, sp_seq *q, bool paused);
-/** Brings the gauges and the scheduler's counts up to date. */
+/** Brings the gauges (sums over all groups) and the scheduler's counts up to date. */
 void sp_stepper_account(sp_stepper *p);
 bool sp_stepper_check(const sp_stepper *p);

@@ -249,6 +249,94 @@ sp_status sp_wire_fault_decode(const void *payload, uint32_t length, sp_fault *r
     return SP_OK;
 }
 
+static sp_status check_kv_count(const char *frame, uint32_t n, sp_err *err) {
+    if (n >= 1 && n <= SP_KV_FRAME_BLOCKS_MAX) return SP_OK;
+    return SP_FAIL(err, SP_E_PROTOCOL, "'%s' of %u blocks, want 1..%d", frame, n,
+                   SP_KV_FRAME_BLOCKS_MAX);
+}
+
+sp_status sp_wire_kv_list_decode(const void *payload, uint32_t length, bool freed,
+                                 sp_wire_kv_list *out, sp_err *err) {
+    const char *frame = freed ? "kv_free" : "kv_seal";
+    const sp_wire_kv_head *h = payload;
+    SP_TRY(want_head(frame, length, sizeof *h, err));
+    SP_TRY(check_kv_count(frame, h->n, err));
+    SP_TRY(want(frame, length, sizeof *h, (uint64_t)h->n * sizeof(sp_wire_kv_block), err));
+    if (h->zero || freed != (h->ticket == 0))
+        return SP_FAIL(err, SP_E_PROTOCOL, "'%s' has ticket %llu and field %u", frame,
+                       (unsigned long long)h->ticket, h->zero);
+    const sp_wire_kv_block *blocks = (const sp_wire_kv_block *)(h + 1);
+    for (uint32_t i = 0; i < h->n; i++)
+        if (blocks[i].generation == 0 || blocks[i].block > INT32_MAX)
+            return SP_FAIL(err, SP_E_PROTOCOL, "'%s' has block %u of generation %u", frame,
+                           blocks[i].block, blocks[i].generation);
+    *out = (sp_wire_kv_list){.ticket = h->ticket, .n = (int32_t)h->n, .blocks = blocks};
+    return SP_OK;
+}
+
+sp_status sp_wire_kv_sealed_decode(const void *payload, uint32_t length, uint64_t *ticket,
+                                   sp_err *err) {
+    const sp_wire_kv_sealed *w = payload;
+    SP_TRY(want("kv_sealed", length, sizeof *w, 0, err));
+    *ticket = w->ticket;
+    return SP_OK;
+}
+
+sp_status sp_wire_kv_pull_decode(const void *payload, uint32_t length, sp_wire_kv_pull *out,
+                                 sp_err *err) {
+    const sp_wire_kv_pull_head *h = payload;
+    SP_TRY(want_head("kv_pull", length, sizeof *h, err));
+    SP_TRY(check_kv_count("kv_pull", h->n, err));
+    SP_TRY(want("kv_pull", length, sizeof *h, (uint64_t)h->n * sizeof(sp_wire_kv_move), err));
+    const sp_wire_kv_move *moves = (const sp_wire_kv_move *)(h + 1);
+    for (uint32_t i = 0; i < h->n; i++)
+        if (moves[i].generation == 0 || moves[i].src_block > INT32_MAX ||
+            moves[i].dst_block > INT32_MAX)
+            return SP_FAIL(err, SP_E_PROTOCOL, "'kv_pull' moves block %u of generation %u to %u",
+                           moves[i].src_block, moves[i].generation, moves[i].dst_block);
+    *out = (sp_wire_kv_pull){.transfer = h->transfer,
+                             .source_group = h->source_group,
+                             .n = (int32_t)h->n,
+                             .moves = moves};
+    return SP_OK;
+}
+
+sp_status sp_wire_kv_pulled_decode(const void *payload, uint32_t length, sp_wire_kv_pulled *out,
+                                   sp_err *err) {
+    const sp_wire_kv_pulled_head *h = payload;
+    SP_TRY(want_head("kv_pulled", length, sizeof *h, err));
+    SP_TRY(check_kv_count("kv_pulled", h->n, err));
+    SP_TRY(want("kv_pulled", length, sizeof *h, (uint64_t)h->n * sizeof(uint32_t), err));
+    if (h->zero) return SP_FAIL(err, SP_E_PROTOCOL, "'kv_pulled' field is %u, want 0", h->zero);
+    *out = (sp_wire_kv_pulled){
+        .transfer = h->transfer, .n = (int32_t)h->n, .outcomes = (const uint32_t *)(h + 1)};
+    return SP_OK;
+}
+
+int sp_wire_kv_list_pieces(const sp_wire_kv_list *list, sp_wire_kv_head *head, sp_piece out[2]) {
+    *head = (sp_wire_kv_head){.ticket = list->ticket, .n = (uint32_t)list->n};
+    out[0] = (sp_piece){head, sizeof *head};
+    out[1] = (sp_piece){list->blocks, head->n * (uint32_t)sizeof *list->blocks};
+    return 2;
+}
+
+int sp_wire_kv_pull_pieces(const sp_wire_kv_pull *pull, sp_wire_kv_pull_head *head,
+                           sp_piece out[2]) {
+    *head = (sp_wire_kv_pull_head){
+        .transfer = pull->transfer, .source_group = pull->source_group, .n = (uint32_t)pull->n};
+    out[0] = (sp_piece){head, sizeof *head};
+    out[1] = (sp_piece){pull->moves, head->n * (uint32_t)sizeof *pull->moves};
+    return 2;
+}
+
+int sp_wire_kv_pulled_pieces(const sp_wire_kv_pulled *pulled, sp_wire_kv_pulled_head *head,
+                             sp_piece out[2]) {
+    *head = (sp_wire_kv_pulled_head){.transfer = pulled->transfer, .n = (uint32_t)pulled->n};
+    out[0] = (sp_piece){head, sizeof *head};
+    out[1] = (sp_piece){pulled->outcomes, head->n * (uint32_t)sizeof *pulled->outcomes};
+    return 2;
+}
+
 int sp_wire_step_pieces(const sp_wire_step *step, sp_wire_step_head *head, sp_piece out[4]) {
     *head = (sp_wire_step_head){.number = step->number,
                                 .n_entries = (uint32_t)step->n_entries,

@@ -34,6 +34,14 @@
  *             48 numerics id 32 bytes
  *   PROGRESS  0 done bytes u64 | 8 all bytes u64
  *   FAULT     0 reason u32 | 4 text bytes u32 | 8 text
+ *   KV_SEAL   0 ticket u64 | 8 n u32 | 12 zero u32 | 16 n x (block u32, generation u32)
+ *             these are full and stay as they are; the rank makes them readable, then answers
+ *   KV_SEALED 0 ticket u64
+ *   KV_PULL   0 transfer u64 | 8 source group u32 | 12 n u32
+ *             16 n x (source block u32, generation u32, own block u32)
+ *             sealed at every rank of the source; no step names the own blocks before the answer
+ *   KV_PULLED 0 transfer u64 | 8 n u32 | 12 zero u32 | 16 n x outcome u32 (comm/kvx.h; 0: proven)
+ *   KV_FREE   as KV_SEAL, ticket 0: unreadable before any later step may write to them
  *
  * Thread: any. */
 #pragma once
@@ -185,6 +193,41 @@ typedef struct sp_wire_fault_head {
 } sp_wire_fault_head;
 _Static_assert(sizeof(sp_wire_fault_head) == 8, "wire layout");
 
+#define SP_KV_FRAME_BLOCKS_MAX 4096 /* of a KV_SEAL, KV_PULL or KV_FREE */
+
+typedef struct sp_wire_kv_head { /* KV_SEAL, KV_FREE */
+    uint64_t ticket;
+    uint32_t n, zero;
+} sp_wire_kv_head;
+_Static_assert(sizeof(sp_wire_kv_head) == 16, "wire layout");
+
+typedef struct sp_wire_kv_block {
+    uint32_t block, generation;
+} sp_wire_kv_block;
+_Static_assert(sizeof(sp_wire_kv_block) == 8, "wire layout");
+
+typedef struct sp_wire_kv_sealed {
+    uint64_t ticket;
+} sp_wire_kv_sealed;
+_Static_assert(sizeof(sp_wire_kv_sealed) == 8, "wire layout");
+
+typedef struct sp_wire_kv_pull_head {
+    uint64_t transfer;
+    uint32_t source_group, n;
+} sp_wire_kv_pull_head;
+_Static_assert(sizeof(sp_wire_kv_pull_head) == 16, "wire layout");
+
+typedef struct sp_wire_kv_move {
+    uint32_t src_block, generation, dst_block;
+} sp_wire_kv_move;
+_Static_assert(sizeof(sp_wire_kv_move) == 12, "wire layout");
+
+typedef struct sp_wire_kv_pulled_head {
+    uint64_t transfer;
+    uint32_t n, zero;
+} sp_wire_kv_pulled_head;
+_Static_assert(sizeof(sp_wire_kv_pulled_head) == 16, "wire layout");
+
 /* ---- what decoders give out; pointers are borrowed from the payload ---- */
 
 typedef struct sp_wire_add {
@@ -217,6 +260,25 @@ typedef struct sp_wire_row {
     const float *values;
 } sp_wire_row;
 
+typedef struct sp_wire_kv_list { /* KV_SEAL; KV_FREE has ticket 0 */
+    uint64_t ticket;
+    int32_t n;
+    const sp_wire_kv_block *blocks;
+} sp_wire_kv_list;
+
+typedef struct sp_wire_kv_pull {
+    uint64_t transfer;
+    uint32_t source_group;
+    int32_t n;
+    const sp_wire_kv_move *moves;
+} sp_wire_kv_pull;
+
+typedef struct sp_wire_kv_pulled {
+    uint64_t transfer;
+    int32_t n;
+    const uint32_t *outcomes;
+} sp_wire_kv_pulled;
+
 /** Bytes of one item of a part; its most items. */
 uint32_t sp_wire_part_item(sp_wire_part part);
 const char *sp_fault_name(sp_fault reason); /* "device" */
@@ -239,6 +301,23 @@ SP_NODISCARD sp_status sp_wire_progress_decode(const void *payload, uint32_t len
 /** `text` is [SP_FAULT_TEXT_MAX + 1], NUL-terminated, control characters replaced. */
 SP_NODISCARD sp_status sp_wire_fault_decode(const void *payload, uint32_t length, sp_fault *reason,
                                             char *text, sp_err *err);
+
+/** KV_SEAL, or KV_FREE (`freed`: the ticket must be 0, else it must not). */
+SP_NODISCARD sp_status sp_wire_kv_list_decode(const void *payload, uint32_t length, bool freed,
+                                              sp_wire_kv_list *out, sp_err *err);
+SP_NODISCARD sp_status sp_wire_kv_sealed_decode(const void *payload, uint32_t length,
+                                                uint64_t *ticket, sp_err *err);
+SP_NODISCARD sp_status sp_wire_kv_pull_decode(const void *payload, uint32_t length,
+                                              sp_wire_kv_pull *out, sp_err *err);
+SP_NODISCARD sp_status sp_wire_kv_pulled_decode(const void *payload, uint32_t length,
+                                                sp_wire_kv_pulled *out, sp_err *err);
+
+/** Pieces of a KV frame to send; `head` must live until they are. Returns how many (2). */
+int sp_wire_kv_list_pieces(const sp_wire_kv_list *list, sp_wire_kv_head *head, sp_piece out[2]);
+int sp_wire_kv_pull_pieces(const sp_wire_kv_pull *pull, sp_wire_kv_pull_head *head,
+                           sp_piece out[2]);
+int sp_wire_kv_pulled_pieces(const sp_wire_kv_pulled *pulled, sp_wire_kv_pulled_head *head,
+                             sp_piece out[2]);
 
 /** The next of a decoded frame's records, or NULL after the last. */
 const sp_wire_record *sp_wire_tokens_next(sp_wire_tokens *t);

@@ -93,6 +93,13 @@ static sp_status take_kv(sp_forward *s, sp_err *err) {
     s->block_bytes = layout.block_bytes;
     s->layer_bytes = layout.layer_bytes;
     s->kv_bytes = s->block_bytes * (size_t)s->config.n_blocks;
+    if (s->config.kv_memory) {
+        if (s->config.kv_memory_bytes < s->kv_bytes)
+            return SP_FAIL(err, SP_E_INVALID, "%zu bytes of KV memory, want %zu",
+                           s->config.kv_memory_bytes, s->kv_bytes);
+        s->kv = s->config.kv_memory;
+        return SP_OK;
+    }
     s->kv = s->dev->ops->alloc(s->dev, s->kv_bytes);
     if (!s->kv)
         return SP_FAIL(err, SP_E_NOMEM, "no device memory for %d KV blocks of %zu bytes",
@@ -145,7 +152,7 @@ sp_status sp_forward_open(sp_forward **out, sp_dev *dev, const sp_model_dir *dir
 
 void sp_forward_close(sp_forward *s) {
     if (!s) return;
-    if (s->kv) s->dev->ops->free(s->dev, s->kv, s->kv_bytes);
+    if (s->kv && !s->config.kv_memory) s->dev->ops->free(s->dev, s->kv, s->kv_bytes);
     size_t n = (size_t)s->rope.n_positions, half = (size_t)s->rope.dims / 2;
     give(s, (float *)s->rope.cos, n, half);
     give(s, (float *)s->rope.sin, n, half);

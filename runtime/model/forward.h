@@ -25,6 +25,10 @@ typedef struct sp_forward_config {
     sp_part part;
     sp_group *tp; /* borrowed; this stage's ranks, member tp_rank; NULL: alone */
     sp_group *pp; /* borrowed; this tp_rank's stages, member stage_index; NULL: alone */
+    /* Borrowed until close, 64-byte aligned: n_blocks blocks of sp_kv_layout_of(), of host memory
+     * that others may read meanwhile (comm/kvx.h). NULL: the device's own. */
+    void *kv_memory;
+    size_t kv_memory_bytes;
 } sp_forward_config;
 
 typedef struct sp_forward {

@@ -1,0 +1,253 @@
+/* Covers runtime/engine/stage_kv.c, and what of runtime/engine/stage.c leads to it. */
+#include "runtime/engine/stage_kv.h"
+
+#include "runtime/base/clock.h"
+#include "runtime/base/thread.h"
+#include "runtime/engine/null_model.h"
+#include "runtime/engine/stage.h"
+#include "tests/fake_rank.h"
+#include "tests/harness.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#define BLOCKS 32
+
+typedef struct fake { /* what the callbacks saw, and what they are to give */
+    sp_link *rank;
+    sp_wire_kv_block seen[8];
+    int32_t n_seals, n_frees, n_pulls, n_seen;
+    sp_wire_kv_move move;
+    uint64_t transfer;
+    uint32_t source;
+    sp_status gives;
+    pthread_mutex_t lock; /* of what is done: told by a test's thread */
+    uint64_t done[4];
+    int n_done;
+    uint32_t outcomes[3];
+} fake;
+
+static sp_status seal(void *ctx, const sp_wire_kv_block *blocks, int32_t n, sp_err *err) {
+    fake *f = ctx;
+    f->n_seals++;
+    f->n_seen = n;
+    memcpy(f->seen, blocks, (size_t)n * sizeof *blocks);
+    return f->gives ? SP_FAIL(err, f->gives, "as the test wants") : SP_OK;
+}
+static sp_status free_blocks(void *ctx, const sp_wire_kv_block *blocks, int32_t n, sp_err *err) {
+    fake *f = ctx;
+    (void)err;
+    f->n_frees++;
+    f->n_seen = n;
+    memcpy(f->seen, blocks, (size_t)n * sizeof *blocks);
+    return SP_OK;
+}
+static sp_status pull(void *ctx, const sp_wire_kv_pull *p, sp_err *err) {
+    fake *f = ctx;
+    (void)err;
+    f->n_pulls++;
+    f->move = p->moves[p->n - 1];
+    f->transfer = p->transfer;
+    f->source = p->source_group;
+    return SP_OK;
+}
+static bool poll_done(void *ctx, sp_wire_kv_pulled *out) {
+    fake *f = ctx;
+    pthread_mutex_lock(&f->lock);
+    const bool is = f->n_done > 0;
+    if (is) *out = (sp_wire_kv_pulled){f->done[--f->n_done], 3, f->outcomes};
+    pthread_mutex_unlock(&f->lock);
+    return is;
+}
+
+typedef struct bench {
+    sp_link *head, *rank;
+    sp_null_model *null;
+    sp_stage *stage;
+    fake fake;
+    sp_stage_kvx kvx;
+    sp_thread thread;
+    sp_status ended;
+} bench;
+
+static void bench_init(bench *b, bool with_kvx) {
+    sp_err err = {0};
+    int fd = -1;
+    memset(b, 0, sizeof *b);
+    pthread_mutex_init(&b->fake.lock, NULL);
+    CU_ASSERT_EQUAL_FATAL(sp_ring_create(&fd, 4 * SP_FRAME_MAX, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->head, fd, 0, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_ring(&b->rank, fd, 1, &err), SP_OK);
+    close(fd);
+    const sp_null_model_config nc = {
+        .n_vocab = 61, .n_blocks = BLOCKS, .block_tokens = 8, .max_step_rows = 64};
+    CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&b->null, &nc, &err), SP_OK);
+    const sp_stage_model m = sp_null_model_callbacks(b->null);
+    b->kvx = (sp_stage_kvx){seal, free_blocks, pull, poll_done, &b->fake};
+    const sp_stage_config sc = {.offer = sp_fake_offer(61, BLOCKS, 8),
+                                .role = {.embeds = true, .samples = true},
+                                .kvx = with_kvx ? &b->kvx : NULL};
+    CU_ASSERT_EQUAL_FATAL(sp_stage_create(&b->stage, &sc, b->rank, &m, &err), SP_OK);
+}
+
+static void bench_fini(bench *b) {
+    sp_stage_destroy(b->stage);
+    sp_null_model_destroy(b->null);
+    sp_link_close(b->head);
+    sp_link_close(b->rank);
+    pthread_mutex_destroy(&b->fake.lock);
+}
+
+static sp_status take(bench *b, sp_frame_type type, const sp_piece *pieces, int n) {
+    static _Alignas(8) unsigned char payload[4096];
+    uint32_t len = 0;
+    sp_err err = {0};
+    for (int i = 0; i < n; i++) {
+        memcpy(payload + len, pieces[i].ptr, pieces[i].len);
+        len += pieces[i].len;
+    }
+    const sp_frame f = {.type = type, .payload = payload, .length = len};
+    return sp_stage_take(b->stage, &f, &err);
+}
+
+static sp_status take_list(bench *b, bool freed, uint64_t ticket, const sp_wire_kv_block *blocks,
+                           int32_t n) {
+    const sp_wire_kv_list list = {ticket, n, blocks};
+    sp_wire_kv_head head;
+    sp_piece pieces[2];
+    int k = sp_wire_kv_list_pieces(&list, &head, pieces);
+    return take(b, freed ? SP_FRAME_KV_FREE : SP_FRAME_KV_SEAL, pieces, k);
+}
+
+static sp_status take_pull(bench *b, sp_wire_kv_move move) {
+    const sp_wire_kv_move moves[] = {{1, 2, 3}, move};
+    const sp_wire_kv_pull p = {91, 4, 2, moves};
+    sp_wire_kv_pull_head head;
+    sp_piece pieces[2];
+    int k = sp_wire_kv_pull_pieces(&p, &head, pieces);
+    return take(b, SP_FRAME_KV_PULL, pieces, k);
+}
+
+static void blocks_are_sealed_and_freed_by_the_callbacks_and_sealing_is_answered(void) {
+    bench b;
+    sp_err err = {0};
+    sp_frame f;
+    uint64_t ticket = 0;
+    bench_init(&b, true);
+    const sp_wire_kv_block blocks[] = {{3, 700}, {BLOCKS - 1, 701}};
+    CU_ASSERT_EQUAL(take_list(&b, false, 55, blocks, 2), SP_OK);
+    CU_ASSERT(b.fake.n_seals == 1 && b.fake.n_seen == 2);
+    CU_ASSERT_EQUAL(memcmp(b.fake.seen, blocks, sizeof blocks), 0);
+    CU_ASSERT_EQUAL_FATAL(sp_link_recv(b.head, &f, 0, &err), SP_OK);
+    CU_ASSERT_EQUAL(f.type, SP_FRAME_KV_SEALED);
+    CU_ASSERT_EQUAL(sp_wire_kv_sealed_decode(f.payload, f.length, &ticket, &err), SP_OK);
+    CU_ASSERT_EQUAL(ticket, 55);
+    CU_ASSERT_EQUAL(take_list(&b, true, 0, blocks + 1, 1), SP_OK);
+    CU_ASSERT(b.fake.n_frees == 1 && b.fake.n_seen == 1 && b.fake.seen[0].generation == 701);
+    CU_ASSERT_EQUAL(sp_link_recv(b.head, &f, 0, &err), SP_AGAIN);
+    bench_fini(&b);
+}
+
+static void a_failed_seal_is_not_answered_and_ends_the_rank(void) {
+    bench b;
+    sp_err err = {0};
+    sp_frame f;
+    bench_init(&b, true);
+    b.fake.gives = SP_E_INVALID;
+    const sp_wire_kv_block block = {3, 700};
+    CU_ASSERT_EQUAL(take_list(&b, false, 55, &block, 1), SP_E_INVALID);
+    CU_ASSERT_EQUAL(sp_link_recv(b.head, &f, 0, &err), SP_AGAIN);
+    bench_fini(&b);
+}
+
+static void a_pull_is_handed_over_whole(void) {
+    bench b;
+    bench_init(&b, true);
+    /* How many blocks the source has is for the source to say. */
+    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){100000, 6, BLOCKS - 1}), SP_OK);
+    CU_ASSERT(b.fake.n_pulls == 1 && b.fake.transfer == 91 && b.fake.source == 4);
+    CU_ASSERT(b.fake.move.src_block == 100000 && b.fake.move.generation == 6 &&
+              b.fake.move.dst_block == BLOCKS - 1);
+    bench_fini(&b);
+}
+
+static void frames_that_cannot_be_are_protocol_errors(void) {
+    bench b;
+    bench_init(&b, true);
+    const sp_wire_kv_block beyond = {BLOCKS, 700}, no_generation = {1, 0}, good = {1, 2};
+    CU_ASSERT_EQUAL(take_list(&b, false, 55, &beyond, 1), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_list(&b, true, 0, &beyond, 1), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_list(&b, false, 55, &no_generation, 1), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_list(&b, true, 9, &good, 1), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){1, 6, BLOCKS}), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){1, 0, 2}), SP_E_PROTOCOL);
+    const sp_frame_type types[] = {SP_FRAME_KV_SEAL, SP_FRAME_KV_FREE, SP_FRAME_KV_PULL};
+    unsigned char bytes[64] = {0};
+    for (size_t t = 0; t < SP_LEN(types); t++)
+        for (uint32_t n = 0; n < sizeof bytes; n++) {
+            const sp_piece piece = {bytes, n};
+            CU_ASSERT_EQUAL(take(&b, types[t], &piece, 1), SP_E_PROTOCOL);
+        }
+    CU_ASSERT_EQUAL(b.fake.n_seals + b.fake.n_frees + b.fake.n_pulls, 0);
+    bench_fini(&b);
+}
+
+static void a_rank_without_the_callbacks_knows_no_such_frame(void) {
+    bench b;
+    bench_init(&b, false);
+    const sp_wire_kv_block block = {3, 700};
+    CU_ASSERT_EQUAL(take_list(&b, false, 55, &block, 1), SP_AGAIN);
+    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){1, 6, 2}), SP_AGAIN);
+    bench_fini(&b);
+}
+
+static void *run(void *arg) {
+    bench *b = arg;
+    sp_err err = {0};
+    b->ended = sp_stage_run(b->stage, &err);
+    return NULL;
+}
+
+static sp_frame next(bench *b) {
+    sp_frame f = {0};
+    sp_err err = {0};
+    CU_ASSERT_EQUAL_FATAL(sp_link_recv(b->head, &f, sp_now_ns() + 10 * SP_NS_PER_S, &err), SP_OK);
+    return f;
+}
+
+static void finish(bench *b, uint64_t transfer) {
+    pthread_mutex_lock(&b->fake.lock);
+    b->fake.done[b->fake.n_done++] = transfer;
+    pthread_mutex_unlock(&b->fake.lock);
+    sp_link_wake(b->rank);
+}
+
+static void a_pull_that_ends_while_the_rank_waits_is_told_at_once(void) {
+    bench b;
+    sp_err err = {0};
+    bench_init(&b, true);
+    b.fake.outcomes[1] = 2;
+    CU_ASSERT_EQUAL_FATAL(sp_thread_start(&b.thread, "rank", run, &b, &err), SP_OK);
+    CU_ASSERT_EQUAL(next(&b).type, SP_FRAME_READY);
+    for (uint64_t i = 1; i <= 50; i++) {
+        finish(&b, i);
+        sp_frame f = next(&b);
+        sp_wire_kv_pulled p;
+        CU_ASSERT_EQUAL(f.type, SP_FRAME_KV_PULLED);
+        CU_ASSERT_EQUAL_FATAL(sp_wire_kv_pulled_decode(f.payload, f.length, &p, &err), SP_OK);
+        CU_ASSERT(p.transfer == i && p.n == 3);
+        CU_ASSERT(p.outcomes[0] == 0 && p.outcomes[1] == 2 && p.outcomes[2] == 0);
+    }
+    CU_ASSERT_EQUAL(sp_link_send(b.head, SP_FRAME_BYE, NULL, 0, SP_NEVER, &err), SP_OK);
+    sp_thread_join(&b.thread);
+    CU_ASSERT_EQUAL(b.ended, SP_OK);
+    bench_fini(&b);
+}
+
+SP_TEST_MAIN("runtime/engine/stage_kv",
+             SP_TEST(blocks_are_sealed_and_freed_by_the_callbacks_and_sealing_is_answered),
+             SP_TEST(a_failed_seal_is_not_answered_and_ends_the_rank),
+             SP_TEST(a_pull_is_handed_over_whole),
+             SP_TEST(frames_that_cannot_be_are_protocol_errors),
+             SP_TEST(a_rank_without_the_callbacks_knows_no_such_frame),
+             SP_TEST(a_pull_that_ends_while_the_rank_waits_is_told_at_once))
