@@ -2,6 +2,7 @@
 
 #include "launcher/children.h"
 #include "launcher/meeting.h"
+#include "launcher/pools.h"
 #include "launcher/roster.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
@@ -41,12 +42,15 @@ typedef struct agent {
 
 /* ---- starting ---- */
 
-static int n_agents_of(const sp_config *c, const sp_place *place) {
+static int n_agents_of(const sp_config *c, const sp_pools *pools, const sp_place *place) {
     if (c->command != SP_CMD_SERVE) return 1;
     if (c->nnodes > 0) return (int)c->nnodes;
     if (place->size > 0) return place->size;
     /* A head that waits for workers and was not told how many: one node a stage. */
-    return place->meeting == SP_MEET_NOBODY ? 1 : (int)c->pp;
+    if (place->meeting == SP_MEET_NOBODY) return 1;
+    int n = 0;
+    for (int32_t i = 0; i < pools->n; i++) n += pools->at[i].replicas * pools->at[i].pp;
+    return n;
 }
 
 static sp_status open_descriptors(agent *a, sp_err *err) {
@@ -112,19 +116,22 @@ static sp_status start_head(agent *a, const sp_boot *b, char **argv, sp_err *err
 }
 
 /* Sets the share of the ranks that this agent starts. */
-static sp_status check_sizes(agent *a, int n_ranks, int n_agents, sp_err *err) {
+static sp_status check_sizes(agent *a, const sp_pools *pools, int n_agents, sp_err *err) {
+    char shape[SP_POOLS_TEXT];
+    int n_ranks = sp_pools_ranks(pools);
+    sp_pools_text(pools, shape);
     const sp_config *c = a->config;
     if (n_ranks > SP_BOOT_RINGS_MAX)
-        return SP_FAIL(err, SP_E_INVALID, "%d ranks (tp %d x pp %d), at most %d", n_ranks,
-                       (int)c->tp, (int)c->pp, SP_BOOT_RINGS_MAX);
+        return SP_FAIL(err, SP_E_INVALID, "%d ranks (%s), at most %d", n_ranks, shape,
+                       SP_BOOT_RINGS_MAX);
     if (n_agents > SP_POD_AGENTS_MAX)
         return SP_FAIL(err, SP_E_INVALID, "%d agents in the pod, at most %d", n_agents,
                        SP_POD_AGENTS_MAX);
     int share = sp_roster_share(n_ranks, n_agents, 0);
     if (c->slots > 0 && share > c->slots)
         return SP_FAIL(err, SP_E_INVALID,
-                       "%d ranks (tp %d x pp %d) over %d agent%s are %d here, there %s %d slot%s",
-                       n_ranks, (int)c->tp, (int)c->pp, n_agents, n_agents == 1 ? "" : "s", share,
+                       "%d ranks (%s) over %d agent%s are %d here, there %s %d slot%s", n_ranks,
+                       shape, n_agents, n_agents == 1 ? "" : "s", share,
                        c->slots == 1 ? "is" : "are", (int)c->slots, c->slots == 1 ? "" : "s");
     a->n_ranks = share;
     return SP_OK;
@@ -132,7 +139,9 @@ static sp_status check_sizes(agent *a, int n_ranks, int n_agents, sp_err *err) {
 
 static sp_status start_all(agent *a, char **argv, sp_err *err) {
     const sp_config *c = a->config;
-    int n_ranks = (int)(c->tp * c->pp), n_agents = n_agents_of(c, a->place);
+    sp_pools pools;
+    SP_TRY(sp_pools_of(&pools, c, err));
+    int n_agents = n_agents_of(c, &pools, a->place);
     SP_TRY(open_descriptors(a, err));
     sp_boot b = {.bell_fd = a->bell_fd,
                  .listen_fd = -1,
@@ -143,7 +152,7 @@ static sp_status start_all(agent *a, char **argv, sp_err *err) {
                  .outward = a->place->outward,
                  .ranks_on_node = c->ranks_on_node};
     snprintf(b.source, sizeof b.source, "%s", a->place->source);
-    SP_TRY(check_sizes(a, n_ranks, n_agents, err));
+    SP_TRY(check_sizes(a, &pools, n_agents, err));
     if (n_agents > 1) SP_TRY(open_door(a, &b, err));
     sp_status st = start_ranks(a, &b, err);
     if (st == SP_OK) st = start_head(a, &b, argv, err);

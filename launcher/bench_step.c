@@ -62,7 +62,7 @@ static sp_status open_bench(bench *b, sp_err *err) {
         .max_model_len = b->model.max_model_len,
         .block_tokens = (int32_t)c->block_size,
         .n_blocks = b->n * b->blocks_each,
-        .kv_dtype = b->model.plan.kv.dtype,
+        .kv_dtype = b->model.pool[0].plan.kv.dtype,
     };
     SP_TRY(sp_part_of(&sc.part, &b->model.desc, b->model.arch, 1, 1, NULL, 0, 0, err));
     SP_TRY(sp_forward_open(&b->stage, &b->dev, b->dir, &b->model.desc, b->model.arch, &sc, NULL,

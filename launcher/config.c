@@ -59,6 +59,11 @@ static const row rows[] = {
     {"json", NULL, BOOL, AT(json), "false", 0, 0, PLAN, "as JSON"},
     {"pp-layers", NULL, STR, AT(pp_layers), NULL, 0, 0, ALL | PLAN,
      "layers of each stage, as 30,32,32,32"},
+    {"pool", "pools", LIST, AT(pool), NULL, 0, 0, HTTP,
+     "a pool of groups, each with the whole model: name=d,role=decode,replicas=2,tp=2,pp=1; role "
+     "mixed, prefill or decode; once a pool (in the variable: between ';')"},
+    {"prefill-threshold-tokens", NULL, INT, AT(prefill_threshold), "256", 0, 1 << 24, HTTP,
+     "more tokens of a prompt than these are computed by a prefill pool, where there is one"},
     {"collectives", NULL, STR, AT(collectives), "auto", 0, 0, ALL,
      "auto (shm inside a node, ucx between nodes), shm or ucx"},
     {"null-model", NULL, BOOL, AT(null_model), "false", 0, 0, HTTP,
@@ -271,8 +276,10 @@ static sp_status set_defaults(sp_config *c, sp_err *err) {
 }
 
 static sp_status set_list(sp_config *c, const row *r, char *text, sp_err *err) {
-    for (char *save = NULL, *item = strtok_r(text, ",", &save); item;
-         item = strtok_r(NULL, ",", &save))
+    /* A pool's own text has commas. */
+    const char *between = r->offset == AT(pool) ? ";" : ",";
+    for (char *save = NULL, *item = strtok_r(text, between, &save); item;
+         item = strtok_r(NULL, between, &save))
         SP_TRY(set_value(c, r, item, err));
     return SP_OK;
 }

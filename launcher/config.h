@@ -38,6 +38,8 @@ typedef struct sp_config {
     /* partition and step */
     int64_t tp, pp;
     const char *pp_layers;
+    sp_list pool; /* launcher/pools.h reads them */
+    int64_t prefill_threshold;
     const char *backend, *collectives;
     bool null_model;
     int64_t threads;

@@ -2,11 +2,14 @@
 
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
+#include "runtime/base/str.h"
 
+#include <string.h>
 #include <yaml.h>
 
 #define YAML_BYTES_MAX ((size_t)1 << 20)
 #define YAML_ITEMS_MAX 16
+#define YAML_TEXT_MAX 1024 /* of a map */
 
 static sp_status bad_node(const char *path, const yaml_node_t *node, const char *want,
                           sp_err *err) {
@@ -18,28 +21,60 @@ static const char *scalar(const yaml_node_t *node) {
     return node->type == YAML_SCALAR_NODE ? (const char *)node->data.scalar.value : NULL;
 }
 
+/* {name: a, tp: 2} as "name=a,tp=2". A comma inside a value (of pp_layers) becomes '/'. */
+static sp_status read_map(yaml_document_t *doc, const yaml_node_t *map, const char *path,
+                          sp_buf *out, sp_err *err) {
+    for (yaml_node_pair_t *p = map->data.mapping.pairs.start; p < map->data.mapping.pairs.top;
+         p++) {
+        const yaml_node_t *key = yaml_document_get_node(doc, p->key);
+        const yaml_node_t *value = yaml_document_get_node(doc, p->value);
+        if (!scalar(key) || !scalar(value) || strpbrk(scalar(key), ",="))
+            return bad_node(path, map, "a map of names to plain values", err);
+        sp_buf_printf(out, "%s%s=", out->len ? "," : "", scalar(key));
+        for (const char *c = scalar(value); *c; c++) sp_buf_putc(out, *c == ',' ? '/' : *c);
+    }
+    if (out->len == 0 || out->failed) return bad_node(path, map, "a short map, not empty", err);
+    return SP_OK;
+}
+
+/* The items of a list; `texts` holds those of maps. */
+static sp_status read_items(yaml_document_t *doc, const yaml_node_t *list, const char *path,
+                            const char **values, int *n, sp_buf *texts, sp_err *err) {
+    for (yaml_node_item_t *i = list->data.sequence.items.start; i < list->data.sequence.items.top;
+         i++) {
+        const yaml_node_t *item = yaml_document_get_node(doc, *i);
+        bool map = item->type == YAML_MAPPING_NODE;
+        if ((!scalar(item) && !map) || *n == YAML_ITEMS_MAX)
+            return bad_node(path, list, "a list of at most 16 plain values or maps", err);
+        if (map) SP_TRY(read_map(doc, item, path, &texts[*n], err));
+        values[*n] = map ? texts[*n].ptr : scalar(item);
+        ++*n;
+    }
+    return SP_OK;
+}
+
 static sp_status read_pair(yaml_document_t *doc, const yaml_node_pair_t *pair, const char *path,
                            sp_yaml_fn *fn, void *ctx, sp_err *err) {
     const yaml_node_t *key = yaml_document_get_node(doc, pair->key);
     const yaml_node_t *value = yaml_document_get_node(doc, pair->value);
     const char *values[YAML_ITEMS_MAX];
+    sp_buf texts[YAML_ITEMS_MAX];
     int n = 0;
+    sp_status st = SP_OK;
     if (!scalar(key)) return bad_node(path, key, "an option name", err);
+    for (int i = 0; i < YAML_ITEMS_MAX; i++) sp_buf_init(&texts[i], YAML_TEXT_MAX);
     if (scalar(value)) {
         values[n++] = scalar(value);
     } else if (value->type == YAML_SEQUENCE_NODE) {
-        for (yaml_node_item_t *i = value->data.sequence.items.start;
-             i < value->data.sequence.items.top; i++) {
-            const char *item = scalar(yaml_document_get_node(doc, *i));
-            if (!item || n == YAML_ITEMS_MAX)
-                return bad_node(path, value, "a list of at most 16 plain values", err);
-            values[n++] = item;
-        }
+        st = read_items(doc, value, path, values, &n, texts, err);
     } else {
-        return bad_node(path, value, "a plain value or a list of them", err);
+        st = bad_node(path, value, "a plain value or a list of them", err);
     }
-    sp_status st = fn(ctx, scalar(key), values, n, err);
-    if (st != SP_OK) sp_err_context(err, "'%s' line %zu", path, key->start_mark.line + 1);
+    if (st == SP_OK) {
+        st = fn(ctx, scalar(key), values, n, err);
+        if (st != SP_OK) sp_err_context(err, "'%s' line %zu", path, key->start_mark.line + 1);
+    }
+    for (int i = 0; i < YAML_ITEMS_MAX; i++) sp_buf_fini(&texts[i]);
     return st;
 }
 

@@ -25,7 +25,7 @@ typedef struct member_list {
 } member_list;
 
 struct sp_groups {
-    int32_t tp, pp, rank;
+    int32_t tp, pp, rank, first; /* rank in its group, whose 0 is `first` of the pod */
     int32_t nodes[SP_POD_RANKS_MAX];
     uint8_t key[SP_SHARE_KEY_BYTES];
     bool force_ucx;
@@ -37,20 +37,20 @@ struct sp_groups {
     sp_ucx *ucx;
 };
 
-static void add(member_list *l, int32_t rank, int32_t self) {
-    if (rank == self) l->me = l->n;
-    l->rank[l->n++] = rank;
+static void add(const sp_groups *g, member_list *l, int32_t rank) {
+    if (rank == g->rank) l->me = l->n;
+    l->rank[l->n++] = g->first + rank;
 }
 
-/* Rank r is stage r / tp, tensor-parallel rank r % tp. */
+/* Rank r of its group is stage r / tp, tensor-parallel rank r % tp. */
 static void list_members(sp_groups *g) {
     for (int i = 0; i < N_GROUPS; i++) g->members[i].me = -1;
     int32_t stage = g->rank / g->tp, slice = g->rank % g->tp, sampler = (g->pp - 1) * g->tp;
-    for (int32_t t = 0; t < g->tp; t++) add(&g->members[TP], stage * g->tp + t, g->rank);
-    for (int32_t s = 0; s < g->pp; s++) add(&g->members[PP], s * g->tp + slice, g->rank);
-    add(&g->members[FEEDBACK], sampler, g->rank);
+    for (int32_t t = 0; t < g->tp; t++) add(g, &g->members[TP], stage * g->tp + t);
+    for (int32_t s = 0; s < g->pp; s++) add(g, &g->members[PP], s * g->tp + slice);
+    add(g, &g->members[FEEDBACK], sampler);
     for (int32_t t = 0; t < g->tp; t++)
-        if (t != sampler) add(&g->members[FEEDBACK], t, g->rank);
+        if (t != sampler) add(g, &g->members[FEEDBACK], t);
 }
 
 static bool is_mine(const sp_groups *g, int i) {
@@ -81,29 +81,21 @@ static void size_groups(sp_groups *g, const sp_form *f, int32_t hidden, int32_t 
     g->config[FEEDBACK].sends = (int)f->pp + 2;
 }
 
-static sp_status read_key(sp_groups *g, const char *hex, sp_err *err) {
-    for (size_t i = 0; i < sizeof g->key; i++) {
-        unsigned byte;
-        if (strlen(hex) != 2 * sizeof g->key || sscanf(hex + 2 * i, "%2x", &byte) != 1)
-            return SP_FAIL(err, SP_E_INVALID, "group_key: want %zu hexadecimal digits",
-                           2 * sizeof g->key);
-        g->key[i] = (uint8_t)byte;
-    }
-    return SP_OK;
-}
+_Static_assert(SP_SHARE_KEY_BYTES == SP_FORM_KEY_BYTES, "one key for all that ranks share");
 
 static sp_status read_form(sp_groups *g, const sp_form *f, sp_err *err) {
     g->tp = (int32_t)f->tp;
     g->pp = (int32_t)f->pp;
     g->rank = (int32_t)f->rank;
-    int32_t n = g->tp * g->pp;
+    g->first = (int32_t)f->first;
+    int32_t n = (int32_t)f->ranks;
     /* With several stages the feedback group has one member more than a stage. */
     if (n > SP_POD_RANKS_MAX || g->tp + (g->pp > 1) > SP_GROUP_MEMBERS_MAX ||
         g->pp > SP_GROUP_MEMBERS_MAX)
-        return SP_FAIL(err, SP_E_INVALID, "a pod of %d x %d ranks; at most %d, %d in a group",
+        return SP_FAIL(err, SP_E_INVALID, "%d ranks, %d x %d here; at most %d, %d in a group", n,
                        g->tp, g->pp, SP_POD_RANKS_MAX, SP_GROUP_MEMBERS_MAX);
     SP_TRY(sp_form_numbers(f->nodes, n, 0, SP_POD_RANKS_MAX, g->nodes, err));
-    SP_TRY(read_key(g, f->group_key, err));
+    SP_TRY(sp_form_key(f, g->key, err));
     g->force_ucx = strcmp(f->collectives, "ucx") == 0;
     list_members(g);
     if (strcmp(f->collectives, "shm") == 0)

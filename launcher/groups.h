@@ -25,7 +25,7 @@ typedef struct sp_groups sp_groups;
 SP_NODISCARD sp_status sp_groups_prepare(sp_groups **out, const sp_form *form, int32_t hidden,
                                          int32_t vocab, bool crowded, sp_address *address,
                                          sp_err *err);
-/** Joins all groups. `peers` [tp * pp]. Errors: as sp_share_take(), sp_group_open_*(). */
+/** Joins all groups. `peers` of all ranks of the pod. Errors: as sp_share_take(), sp_group_open_*(). */
 SP_NODISCARD sp_status sp_groups_connect(sp_groups *g, const sp_address *peers, int64_t deadline_ns,
                                          sp_err *err);
 void sp_groups_close(sp_groups *g);

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -65,27 +66,58 @@ static void raise_file_limit(void) {
 }
 
 /* A rank that has not answered for so long is hung, not busy: no CPU is below 2 GFLOP/s. */
-static int64_t step_timeout_ns(const sp_plan *p) {
-    double flops = 2.0 * (double)p->n_params * (double)p->max_num_batched_tokens;
-    return (int64_t)((30.0 + flops / 2e9) * (double)SP_NS_PER_S);
+static int64_t step_timeout_ns(const sp_model *m) {
+    double most = 0;
+    for (int32_t i = 0; i < m->pools.n; i++) {
+        const sp_plan *p = &m->pool[i].plan;
+        double flops = 2.0 * (double)p->n_params * (double)p->max_num_batched_tokens;
+        if (flops > most) most = flops;
+    }
+    return (int64_t)((30.0 + most / 2e9) * (double)SP_NS_PER_S);
+}
+
+/* Links are ranks, in order. */
+static void list_groups(const sp_model *m, sp_engine_group *out) {
+    for (int32_t i = 0; i < sp_pools_groups(&m->pools); i++) {
+        int32_t first;
+        const sp_pool_spec *s = sp_pools_group(&m->pools, i, &first);
+        out[i] = (sp_engine_group){.first_link = first,
+                                   .n_links = s->tp * s->pp,
+                                   .n_stages = s->pp,
+                                   .sampler = first + (s->pp - 1) * s->tp,
+                                   .n_blocks = m->pool[s - m->pools.at].plan.n_blocks,
+                                   .role = s->role};
+        snprintf(out[i].pool, sizeof out[i].pool, "%s", s->name);
+    }
+}
+
+/* Of all ranks of a group: the groups hold the same model, so the first tells. */
+static int64_t block_bytes(const sp_model *m) {
+    int64_t bytes = 0;
+    for (int32_t r = 0; r < m->pools.at[0].tp * m->pools.at[0].pp; r++)
+        bytes += (int64_t)m->ranks[r].kv.block_bytes;
+    return bytes;
 }
 
 static sp_status make_engine(head *h, sp_err *err) {
-    const sp_plan *p = &h->model.plan;
+    const sp_plan *p = &h->model.pool[0].plan; /* what is not of a group is equal in all */
+    sp_engine_group groups[SP_GROUPS_MAX];
+    list_groups(&h->model, groups);
     sp_engine_config ec = SP_ENGINE_CONFIG_DEFAULT;
     ec.max_num_seqs = p->max_num_seqs;
     ec.max_batched_tokens = p->max_num_batched_tokens;
     ec.max_step_rows = p->max_rows;
     ec.block_tokens = p->kv.block_tokens;
-    ec.n_blocks = p->n_blocks;
     ec.max_model_len = p->max_model_len;
-    ec.n_stages = p->pp;
-    ec.sampler = sp_pod_sampler(h->pod);
+    ec.groups = groups;
+    ec.n_groups = sp_pools_groups(&h->model.pools);
+    ec.prefill_threshold_tokens = (int32_t)h->config.prefill_threshold;
+    ec.kv_block_bytes = block_bytes(&h->model);
     ec.n_vocab = h->model.desc.vocab;
     ec.eos_ids = h->model.desc.eos;
     ec.n_eos_ids = h->model.desc.n_eos;
     ec.queue_max = (int32_t)h->config.max_queue;
-    ec.step_timeout_ns = step_timeout_ns(p);
+    ec.step_timeout_ns = step_timeout_ns(&h->model);
     ec.enable_prefix_cache = h->config.prefix_caching;
     memcpy(ec.fingerprint, h->model.fingerprint, sizeof ec.fingerprint);
     /* One pod, one life: a fresh secret keeps the chains of others out. */

@@ -1,6 +1,7 @@
 #include "launcher/head_serve.h"
 
 #include "frontend/server.h"
+#include "launcher/pools_set.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/thread.h"
@@ -132,7 +133,22 @@ static void put_status(void *ctx, sp_buf *out) {
     const sp_front *f = ctx;
     /* /health may have said so before ctl looked. */
     if (sp_engine_get_state(f->engine) == SP_ENGINE_READY) sp_pod_set_state(f->pod, SP_RANK_ACTIVE);
-    sp_pod_status(f->pod, out);
+    sp_pod_status(f->pod, f->engine, out);
+}
+
+static void put_pools(void *ctx, sp_buf *out) {
+    const sp_front *f = ctx;
+    sp_jw w = sp_jw_on(out);
+    sp_jw_object(&w);
+    sp_jw_key(&w, "pools"), sp_pod_put_pools(f->pod, f->engine, &w);
+    sp_jw_object_end(&w);
+}
+
+static sp_status set_pools(void *ctx, const sp_json_node *body, sp_err *err) {
+    const sp_front *f = ctx;
+    SP_TRY(sp_pools_set(f->engine, body, err));
+    sp_info("roles of groups were changed");
+    return SP_OK;
 }
 
 static sp_server_config server_config(const sp_front *f) {
@@ -161,6 +177,8 @@ static sp_server_config server_config(const sp_front *f) {
     sc.shutdown_timeout_ms = (int)(c->shutdown_timeout_s * 1000);
     sc.access_log = c->access_log;
     sc.status = put_status;
+    sc.pools = put_pools;
+    sc.set_pools = set_pools;
     sc.status_ctx = (void *)f;
     if (strcmp(c->generation_config, "auto") == 0)
         sc.defaults =

@@ -71,10 +71,9 @@ static sp_status next_guest(sp_join *j, waiting *w, int32_t n_agents, sp_guest *
         if (now >= j->deadline_ns) {
             char hosts[400];
             seen_hosts(j, hosts, sizeof hosts, n_agents);
-            return SP_FAIL(
-                err, SP_E_TIMEOUT, "%d of %d %s joined within %lld s (tp %d x pp %d); seen: %.100s",
-                (int)w->have, (int)w->want, w->what, (long long)j->config->join_timeout_s,
-                (int)j->roster->tp, (int)j->roster->pp, hosts);
+            return SP_FAIL(err, SP_E_TIMEOUT, "%d of %d %s joined within %lld s (%s); seen: %.100s",
+                           (int)w->have, (int)w->want, w->what,
+                           (long long)j->config->join_timeout_s, j->roster->shape, hosts);
         }
         if (now - w->said_ns > SAY_NS) {
             if (w->said_ns)

@@ -25,6 +25,8 @@ static const command commands[] = {
      "http, step, allreduce, wireup: what a server, a rank, a group and a pod take"},
     {"plan", sp_plan_command, "what would go where, whether it fits, how fast: before loading"},
     {"status", sp_status_command, "who computes: nodes, ranks, stages of a running pod"},
+    {"pools", sp_pools_command,
+     "groups of ranks, their roles and loads; `pools set` changes roles"},
     {"probe", sp_probe_command, "--startup, --live or --ready: for Kubernetes"},
     {"internal-head", sp_head, NULL},
     {"internal-rank", sp_rank, NULL},

@@ -10,27 +10,28 @@
 #define NULL_MODEL_LEN 8192
 #define NULL_STEP_BYTES ((int64_t)8 << 20) /* of activations: 128 tokens of a 405B model */
 
-static int32_t ranks_on_node(const sp_config *c) {
-    return c->ranks_on_node ? c->ranks_on_node : (int32_t)(c->tp * c->pp);
+static int32_t ranks_on_node(const sp_model *m, const sp_config *c) {
+    return c->ranks_on_node ? c->ranks_on_node : sp_pools_ranks(&m->pools);
 }
 
-static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_config *c,
-                              const sp_model_dir *dir, sp_err *err) {
+static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_pool_spec *s,
+                              const int32_t *pp_layers, const sp_config *c, const sp_model_dir *dir,
+                              sp_err *err) {
     sp_plan_request req = {
         .desc = &m->desc,
         .arch = m->arch,
         .dir = dir,
         .max_rows = (int32_t)c->max_num_seqs,
         .packed = sp_dev_cpu.packed_bytes,
-        .tp = (int32_t)c->tp,
-        .pp = (int32_t)c->pp,
-        .pp_layers = c->pp_layers ? m->pp_layers : NULL,
+        .tp = s->tp,
+        .pp = s->pp,
+        .pp_layers = pp_layers,
         .block_tokens = (int32_t)c->block_size,
         .max_model_len = (int32_t)c->max_model_len,
         .max_num_seqs = (int32_t)c->max_num_seqs,
         .max_num_batched_tokens = (int32_t)c->max_num_batched_tokens,
         .n_blocks = (int32_t)c->num_blocks,
-        .ranks_on_node = ranks_on_node(c),
+        .ranks_on_node = ranks_on_node(m, c),
     };
     SP_TRY(sp_kv_dtype_parse(c->kv_cache_dtype, &req.kv_dtype, err));
     SP_TRY(sp_memory_read(&req.memory, "", err));
@@ -47,32 +48,55 @@ static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_
 }
 
 /* What the parts of a pod can hold: known before anything is started. */
-static sp_status check_shape(const sp_config *c, sp_err *err) {
+static sp_status check_shape(const sp_pool_spec *s, sp_err *err) {
     /* The ranks that embed and the one that draws are a group too. */
-    const int tp_max = SP_GROUP_MEMBERS_MAX - (c->pp > 1), pp_max = SP_STAGE_STEPS_MAX - 1;
-    if (c->pp > pp_max)
+    const int tp_max = SP_GROUP_MEMBERS_MAX - (s->pp > 1), pp_max = SP_STAGE_STEPS_MAX - 1;
+    if (s->pp > pp_max)
         return SP_FAIL(err, SP_E_INVALID, "option 'pipeline-parallel-size': want 1 to %d, got %d",
-                       pp_max, (int)c->pp);
-    if (c->tp > tp_max)
+                       pp_max, (int)s->pp);
+    if (s->tp > tp_max)
         return SP_FAIL(err, SP_E_INVALID,
                        "option 'tensor-parallel-size': want 1 to %d with %d stages, got %d", tp_max,
-                       (int)c->pp, (int)c->tp);
+                       (int)s->pp, (int)s->tp);
+    return SP_OK;
+}
+
+/* The bytes of the ranks of each group of pool `i`, which begins at rank `first`. */
+static void plan_ranks(sp_model *m, int32_t i, int32_t first, const sp_plan_request *req) {
+    const sp_plan *plan = &m->pool[i].plan;
+    int32_t each = plan->tp * plan->pp;
+    for (int32_t r = 0; r < each * m->pools.at[i].replicas; r++)
+        sp_plan_rank_of(&m->ranks[first + r], plan, req, r % each / plan->tp, r % plan->tp);
+}
+
+static sp_status plan_pool(sp_model *m, int32_t i, int32_t first, const sp_config *c,
+                           const sp_model_dir *dir, sp_err *err) {
+    const sp_pool_spec *s = &m->pools.at[i];
+    sp_model_pool *p = &m->pool[i];
+    bool cut = s->pp_layers[0] != 0;
+    sp_plan_request req;
+    SP_TRY(check_shape(s, err));
+    if (cut) SP_TRY(sp_pp_layers_parse(s->pp_layers, s->pp, p->pp_layers, err));
+    SP_TRY(make_request(&req, m, s, cut ? p->pp_layers : NULL, c, dir, err));
+    SP_TRY(sp_plan_make(&p->plan, &req, err));
+    for (int32_t k = 0; k < p->plan.pp; k++) p->pp_layers[k] = p->plan.stages[k].n_layers;
+    plan_ranks(m, i, first, &req);
     return SP_OK;
 }
 
 /* The tensors' own types count, not what config.json says of them. */
 static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir *dir, sp_err *err) {
-    sp_plan_request req;
-    SP_TRY(check_shape(c, err));
-    if (c->pp_layers) SP_TRY(sp_pp_layers_parse(c->pp_layers, (int32_t)c->pp, m->pp_layers, err));
-    SP_TRY(make_request(&req, m, c, dir, err));
-    SP_TRY(sp_plan_make(&m->plan, &req, err));
-    for (int32_t s = 0; s < m->plan.pp; s++) m->pp_layers[s] = m->plan.stages[s].n_layers;
-    int32_t n = m->plan.tp * m->plan.pp;
-    m->ranks = sp_alloc((size_t)n * sizeof *m->ranks);
-    for (int32_t r = 0; r < n; r++)
-        sp_plan_rank_of(&m->ranks[r], &m->plan, &req, r / m->plan.tp, r % m->plan.tp);
-    m->max_model_len = m->plan.max_model_len;
+    int32_t first = 0;
+    m->pool = sp_alloc((size_t)m->pools.n * sizeof *m->pool);
+    m->ranks = sp_alloc((size_t)sp_pools_ranks(&m->pools) * sizeof *m->ranks);
+    for (int32_t i = 0; i < m->pools.n; i++) {
+        const sp_pool_spec *s = &m->pools.at[i];
+        sp_status st = plan_pool(m, i, first, c, dir, err);
+        if (st != SP_OK && m->pools.given) sp_err_context(err, "pool '%s'", s->name);
+        if (st != SP_OK) return st;
+        first += s->replicas * s->tp * s->pp;
+    }
+    m->max_model_len = m->pool[0].plan.max_model_len;
     return SP_OK;
 }
 
@@ -88,6 +112,11 @@ static sp_status prove_tensors(sp_model *m, const sp_config *c, sp_err *err) {
 
 sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
     sp_model m = {0};
+    SP_TRY(sp_pools_of(&m.pools, config, err));
+    if (config->null_model && sp_pools_groups(&m.pools) > 1)
+        return SP_FAIL(err, SP_E_UNSUPPORTED,
+                       "option 'null-model': a rehearsal is of one group, got %d (%s)",
+                       (int)sp_pools_groups(&m.pools), "option 'pool'");
     SP_TRY(sp_model_resolve(&m.dir, config->model, err));
     sp_status st = sp_model_desc_load(&m.desc, m.dir, err);
     if (st == SP_OK) st = sp_arch_find(&m.arch, &m.desc, err);
@@ -103,6 +132,8 @@ sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
 void sp_model_fini(sp_model *m) {
     sp_free(m->dir);
     sp_free(m->ranks);
+    sp_free(m->pool);
     m->dir = NULL;
+    m->pool = NULL;
     m->ranks = NULL;
 }

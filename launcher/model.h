@@ -7,19 +7,26 @@
 
 #include "launcher/config.h"
 #include "launcher/fingerprint.h"
+#include "launcher/pools.h"
 #include "runtime/format/model_desc.h"
 #include "runtime/model/arch.h"
 #include "runtime/model/plan.h"
+
+/** How the groups of a pool hold the model. */
+typedef struct sp_model_pool {
+    sp_plan plan;
+    int32_t pp_layers[SP_PLAN_PP_MAX]; /* [pp], as planned */
+} sp_model_pool;
 
 typedef struct sp_model {
     char *dir; /* owned */
     sp_model_desc desc;
     const sp_arch *arch;
-    sp_plan plan;
+    sp_pools pools;
+    sp_model_pool *pool; /* owned [pools.n] */
     int32_t max_model_len;
-    int32_t pp_layers[SP_PLAN_PP_MAX]; /* [pp], as planned */
     uint8_t fingerprint[SP_FINGERPRINT_BYTES];
-    sp_plan_rank *ranks; /* owned [tp * pp]: the bytes of each rank */
+    sp_plan_rank *ranks; /* owned [all of the pod]: the bytes of each rank */
 } sp_model;
 
 /** Errors: as sp_model_resolve(), sp_model_desc_load(), sp_arch_find(), sp_plan_make(); and

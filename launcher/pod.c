@@ -28,23 +28,15 @@ static void put_hex(char *out, const uint8_t *bytes, size_t n) {
     for (size_t i = 0; i < n; i++) snprintf(out + 2 * i, 3, "%02x", bytes[i]);
 }
 
-static void put_layers(const sp_pod *p, char *out, size_t n) {
-    size_t at = 0;
-    for (int32_t s = 0; s < p->roster.pp && at + 12 < n; s++)
-        at += (size_t)snprintf(out + at, n - at, s ? ",%d" : "%d", p->model->pp_layers[s]);
-}
-
 static sp_status make_form(const sp_pod *p, sp_form *f, sp_err *err) {
     const sp_config *c = p->config;
-    const sp_plan *plan = &p->model->plan;
+    const sp_plan *plan = &p->model->pool[0].plan; /* what follows is equal in all */
     uint8_t key[32];
     if (getrandom(key, sizeof key, 0) != sizeof key)
         return SP_FAIL(err, SP_E_IO, "no random bytes: %s", strerror(errno));
-    *f = (sp_form){.tp = c->tp,
-                   .pp = c->pp,
+    *f = (sp_form){.ranks = p->roster.n_ranks,
                    .threads = c->threads,
                    .block_tokens = c->block_size,
-                   .n_blocks = plan->n_blocks,
                    .max_model_len = plan->max_model_len,
                    .max_num_seqs = plan->max_num_seqs,
                    .max_batched_tokens = plan->max_num_batched_tokens,
@@ -58,7 +50,10 @@ static sp_status make_form(const sp_pod *p, sp_form *f, sp_err *err) {
     snprintf(f->kv_dtype, sizeof f->kv_dtype, "%s", c->kv_cache_dtype);
     snprintf(f->log_level, sizeof f->log_level, "%s", c->log_level);
     snprintf(f->collectives, sizeof f->collectives, "%s", c->collectives);
-    put_layers(p, f->pp_layers, sizeof f->pp_layers);
+    for (int32_t i = 0; i < p->model->pools.n; i++) {
+        const sp_pool_spec *s = &p->model->pools.at[i];
+        sp_form_put_pool(f, s->replicas, s->tp, s->pp, p->model->pool[i].pp_layers);
+    }
     sp_roster_nodes(&p->roster, f->nodes, sizeof f->nodes);
     put_hex(f->group_key, key, sizeof key);
     put_hex(f->fingerprint, p->model->fingerprint, sizeof p->model->fingerprint);
@@ -79,7 +74,14 @@ static sp_status send_forms(sp_pod *p, sp_err *err) {
     sp_buf_init(&text, 0);
     sp_status st = SP_OK;
     for (int32_t r = 0; r < p->roster.n_ranks && st == SP_OK; r++) {
-        f.rank = r;
+        sp_pools_place at = sp_pools_place_of(&p->model->pools, r);
+        const sp_plan *plan = &p->model->pool[at.pool].plan;
+        f.group = at.group;
+        f.first = at.first;
+        f.tp = plan->tp;
+        f.pp = plan->pp;
+        f.n_blocks = plan->n_blocks;
+        f.rank = r - at.first;
         f.local_rank = p->roster.ranks[r].local_rank;
         f.local_ranks = p->roster.ranks[r].local_ranks;
         sp_buf_clear(&text);
@@ -218,9 +220,8 @@ sp_status sp_pod_open(sp_pod **out, const sp_config *config, const sp_model *mod
     p->stop_fd = stop_fd;
     p->watch_fd = -1;
     p->started_s = sp_unix_s();
-    p->roster.tp = (int32_t)config->tp;
-    p->roster.pp = (int32_t)config->pp;
-    p->roster.n_ranks = p->roster.tp * p->roster.pp;
+    p->roster.n_ranks = sp_pools_ranks(&model->pools);
+    sp_pools_text(&model->pools, p->roster.shape);
     p->roster.n_agents = boot->n_agents;
     sp_agent_words_here(&p->roster.agents[0].words);
     p->roster.agents[0].words.slots = config->slots;
@@ -242,9 +243,8 @@ sp_status sp_pod_open(sp_pod **out, const sp_config *config, const sp_model *mod
         return st;
     }
     if (p->roster.n_ranks > 1)
-        sp_info("pod of %d ranks (tp %d x pp %d) on %d nodes, configuration %.12s",
-                (int)p->roster.n_ranks, (int)p->roster.tp, (int)p->roster.pp,
-                (int)p->roster.n_nodes, p->hash);
+        sp_info("pod of %d ranks (%s) on %d nodes, configuration %.12s", (int)p->roster.n_ranks,
+                p->roster.shape, (int)p->roster.n_nodes, p->hash);
     *out = p;
     return SP_OK;
 }
@@ -351,9 +351,6 @@ void sp_pod_set_state(sp_pod *p, sp_rank_state state) {
 
 sp_fan *sp_pod_fan(const sp_pod *p) {
     return p->fan;
-}
-int32_t sp_pod_sampler(const sp_pod *p) {
-    return (p->roster.pp - 1) * p->roster.tp;
 }
 const sp_roster *sp_pod_roster(const sp_pod *p) {
     return &p->roster;

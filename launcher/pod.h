@@ -19,6 +19,7 @@
 #include "launcher/form.h"
 #include "launcher/model.h"
 #include "launcher/roster.h"
+#include "runtime/engine/engine.h"
 
 typedef struct sp_pod sp_pod;
 
@@ -32,8 +33,7 @@ SP_NODISCARD sp_status sp_pod_open(sp_pod **out, const sp_config *config, const 
 /** Tells the agents the code and closes everything; NULL is allowed. */
 void sp_pod_close(sp_pod *p, int code, const char *why);
 
-sp_fan *sp_pod_fan(const sp_pod *p);     /* link i is rank i; borrowed */
-int32_t sp_pod_sampler(const sp_pod *p); /* the rank that answers */
+sp_fan *sp_pod_fan(const sp_pod *p); /* link i is rank i; borrowed */
 const sp_roster *sp_pod_roster(const sp_pod *p);
 const char *sp_pod_config_hash(const sp_pod *p);
 
@@ -44,5 +44,7 @@ void sp_pod_look(sp_pod *p);
 /** Marks ranks that load as ready, or the pod as lost. */
 void sp_pod_set_state(sp_pod *p, sp_rank_state state);
 
-/** Appends the JSON of `superpod status`. */
-void sp_pod_status(const sp_pod *p, sp_buf *out);
+/** Appends the JSON of `superpod status`; `engine` knows what the groups do. */
+void sp_pod_status(const sp_pod *p, const sp_engine *engine, sp_buf *out);
+/** Appends its list of pools alone, of `superpod pools`. */
+void sp_pod_put_pools(const sp_pod *p, const sp_engine *engine, sp_jw *w);

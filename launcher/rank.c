@@ -6,6 +6,7 @@
 #include "launcher/fingerprint.h"
 #include "launcher/form.h"
 #include "launcher/groups.h"
+#include "launcher/rank_kv.h"
 #include "launcher/topology.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
@@ -31,6 +32,8 @@
 #define SEND_TIMEOUT_NS (30 * SP_NS_PER_S)
 #define GROUP_TIMEOUT_NS (60 * SP_NS_PER_S)
 
+_Static_assert(sizeof(((sp_wire_ready *)0)->numerics) == SP_RANK_NUMERICS_BYTES, "READY has it");
+
 typedef struct rank {
     sp_link *link;
     sp_form form;
@@ -39,6 +42,7 @@ typedef struct rank {
     sp_part part;
     sp_model_dir *dir;
     sp_groups *groups;
+    sp_rank_kv *kv; /* NULL: there is one group, nobody else reads its blocks */
     sp_dev dev;
     sp_forward *forward;
     sp_rehearsal *rehearsal; /* in its place, with --null-model */
@@ -138,9 +142,10 @@ static void setup_log(const sp_form *f) {
     char title[24];
     sp_log_level level = SP_LOG_INFO;
     if (sp_log_parse_level(f->log_level, &level) != SP_OK) level = SP_LOG_INFO;
-    snprintf(title, sizeof title, "rank %d", (int)f->rank);
+    int number = (int)(f->first + f->rank);
+    snprintf(title, sizeof title, "rank %d", number);
     sp_log_setup(title, level, f->log_json);
-    snprintf(title, sizeof title, "superpod-rank%d", (int)f->rank);
+    snprintf(title, sizeof title, "superpod-rank%d", number);
     prctl(PR_SET_NAME, title);
 }
 
@@ -158,20 +163,57 @@ static sp_status prove_same_model(rank *r, sp_err *err) {
 
 static sp_status read_model(rank *r, sp_err *err) {
     const sp_form *f = &r->form;
-    int32_t pp_layers[SP_PLAN_PP_MAX], pp = (int32_t)f->pp, tp = (int32_t)f->tp;
-    SP_TRY(sp_form_numbers(f->pp_layers, pp, 1, INT32_MAX, pp_layers, err));
+    int32_t pp = (int32_t)f->pp, tp = (int32_t)f->tp, n;
+    sp_form_group groups[SP_FORM_GROUPS_MAX];
+    SP_TRY(sp_form_groups(f, groups, &n, err));
+    if (f->group >= n || groups[f->group].first != f->first || groups[f->group].tp != tp ||
+        groups[f->group].pp != pp)
+        return SP_FAIL(err, SP_E_INVALID, "group %d is not among '%.100s'", (int)f->group,
+                       f->shapes);
     SP_TRY(sp_model_desc_load(&r->desc, f->model_dir, err));
     SP_TRY(sp_arch_find(&r->arch, &r->desc, err));
     if (!f->null_model) SP_TRY(sp_model_dir_open(&r->dir, f->model_dir, err));
     SP_TRY(prove_same_model(r, err));
-    return sp_part_of(&r->part, &r->desc, r->arch, tp, pp, pp_layers, (int32_t)f->rank / tp,
-                      (int32_t)f->rank % tp, err);
+    return sp_part_of(&r->part, &r->desc, r->arch, tp, pp, groups[f->group].pp_layers,
+                      (int32_t)f->rank / tp, (int32_t)f->rank % tp, err);
+}
+
+/* What changes the bits of a KV block: contract version, mode, KV type, backend class. */
+static void put_numerics(const rank *r, char out[SP_RANK_NUMERICS_BYTES]) {
+    snprintf(out, SP_RANK_NUMERICS_BYTES, "1 %s %s cpu", r->form.null_model ? "null" : "exact",
+             r->form.kv_dtype);
+}
+
+/* With other groups in the pod, the KV memory is one that they may read. */
+static sp_status open_kv(rank *r, sp_address *own, sp_err *err) {
+    const sp_form *f = &r->form;
+    char numerics[SP_RANK_NUMERICS_BYTES];
+    if (f->ranks == f->tp * f->pp || f->null_model) return SP_OK;
+    put_numerics(r, numerics);
+    sp_rank_kv_config kc = {.form = f,
+                            .desc = &r->desc,
+                            .arch = r->arch,
+                            .part = r->part,
+                            .numerics = numerics,
+                            .link = r->link};
+    SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kc.kv_dtype, err));
+    SP_TRY(sp_rank_kv_open(&r->kv, &kc, err));
+    snprintf(own->kv, sizeof own->kv, "%s", sp_rank_kv_address(r->kv));
+    return SP_OK;
+}
+
+static sp_status connect_kv(rank *r, const sp_address *peers, sp_err *err) {
+    const char *addresses[SP_POD_RANKS_MAX];
+    if (!r->kv) return SP_OK;
+    for (int64_t i = 0; i < r->form.ranks; i++) addresses[i] = peers[i].kv;
+    return sp_rank_kv_connect(r->kv, addresses, err);
 }
 
 static sp_status join_groups(rank *r, sp_err *err) {
     const sp_form *f = &r->form;
     sp_address own;
     SP_TRY(sp_groups_prepare(&r->groups, f, r->desc.hidden, r->desc.vocab, r->crowded, &own, err));
+    SP_TRY(open_kv(r, &own, err));
     sp_buf text;
     sp_buf_init(&text, 0);
     sp_address_write(&own, &text);
@@ -182,11 +224,12 @@ static sp_status join_groups(rank *r, sp_err *err) {
     sp_slice word = {0};
     if (st == SP_OK) st = wait_word(r, SP_FRAME_PEERS, &word, err);
     if (st != SP_OK) return st;
-    int n = (int)(f->tp * f->pp);
+    int n = (int)f->ranks;
     sp_address *peers = sp_try_alloc_array((size_t)n, sizeof *peers);
     if (!peers) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d addresses", n);
     st = sp_peers_read(peers, n, word, err);
     if (st == SP_OK) st = sp_groups_connect(r->groups, peers, sp_now_ns() + GROUP_TIMEOUT_NS, err);
+    if (st == SP_OK) st = connect_kv(r, peers, err);
     sp_free(peers);
     return st;
 }
@@ -208,6 +251,7 @@ static sp_status load_weights(rank *r, sp_dtype kv_dtype, sp_err *err) {
         .tp = sp_groups_tp(r->groups),
         .pp = sp_groups_pp(r->groups),
     };
+    if (r->kv) fc.kv_memory = sp_rank_kv_memory(r->kv, &fc.kv_memory_bytes);
     return sp_forward_open(&r->forward, &r->dev, r->dir, &r->desc, r->arch, &fc, on_progress, r,
                            err);
 }
@@ -234,11 +278,6 @@ static sp_status forward_step(void *ctx, const sp_batch *b, const float **logits
     return sp_forward_run(ctx, b, logits, err);
 }
 
-/* What changes the bits of a KV block: contract version, mode, KV type, backend class. */
-static void put_numerics(sp_wire_ready *offer, const char *mode) {
-    snprintf((char *)offer->numerics, sizeof offer->numerics, "1 %s %s cpu", mode, offer->kv_dtype);
-}
-
 static sp_status make_stage(rank *r, sp_err *err) {
     const sp_form *f = &r->form;
     sp_stage_config sc = {
@@ -260,7 +299,8 @@ static sp_status make_stage(rank *r, sp_err *err) {
     sp_dtype kv_dtype = SP_DTYPE_F32;
     SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kv_dtype, err));
     snprintf(sc.offer.kv_dtype, sizeof sc.offer.kv_dtype, "%s", sp_dtype_name(kv_dtype));
-    put_numerics(&sc.offer, f->null_model ? "null" : "exact");
+    put_numerics(r, (char *)sc.offer.numerics);
+    if (r->kv) sc.kvx = sp_rank_kv_callbacks(r->kv);
     sp_stage_model model = {.forward = forward_step, .ctx = r->forward};
     if (f->null_model) model = sp_rehearsal_callbacks(r->rehearsal);
     return sp_stage_create(&r->stage, &sc, r->link, &model, err);
@@ -303,9 +343,11 @@ static bool is_over(rank *r) {
 
 static void close_rank(rank *r) {
     sp_stage_destroy(r->stage);
+    sp_rank_kv_end_pulls(r->kv);
     sp_forward_close(r->forward);
     sp_rehearsal_destroy(r->rehearsal);
     if (r->dev.ops) sp_dev_close(&r->dev);
+    sp_rank_kv_close(r->kv);
     sp_groups_close(r->groups);
     sp_model_dir_close(r->dir);
     if (r->link) sp_link_close(r->link);
@@ -334,7 +376,7 @@ int sp_rank(int argc, char **argv) {
     if (st == SP_OK) st = sp_stage_run(r.stage, &err);
     if (st == SP_E_PEER_LOST && r.stage && is_over(&r)) st = SP_OK;
     if (st != SP_OK && st != SP_E_CLOSED)
-        fprintf(stderr, "superpod: rank %d: %s\n", (int)r.form.rank, err.text);
+        fprintf(stderr, "superpod: rank %d: %s\n", (int)(r.form.first + r.form.rank), err.text);
     close_rank(&r);
     return exit_code(&r, st);
 }

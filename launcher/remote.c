@@ -22,7 +22,7 @@ typedef struct ask {
     bool json, startup, live, ready;
 } ask;
 
-/* ---- one GET ---- */
+/* ---- one request ---- */
 
 static void keep(void *ctx, sp_slice piece) {
     sp_buf_put_slice(ctx, piece);
@@ -74,7 +74,9 @@ static sp_status exchange(int fd, const sp_buf *head, sp_response *r, sp_buf *bo
     return SP_OK;
 }
 
-static sp_status get(const ask *a, const char *path, int *status, sp_buf *body, sp_err *err) {
+/* `json` NULL: a GET, else the body of a POST. */
+static sp_status request(const ask *a, const char *path, const char *json, int *status,
+                         sp_buf *body, sp_err *err) {
     sp_url url;
     SP_TRY(sp_url_parse(&url, sp_slice_of(a->url), err));
     int fd = connect_to(&url, a->timeout_s, err);
@@ -82,10 +84,15 @@ static sp_status get(const ask *a, const char *path, int *status, sp_buf *body, 
     sp_buf head;
     sp_buf_init(&head, 0);
     bool v6 = strchr(url.host, ':') != NULL;
-    sp_buf_printf(&head, "GET %s%s HTTP/1.1\r\nHost: %s%s%s:%s\r\nConnection: close\r\n", url.path,
-                  path, v6 ? "[" : "", url.host, v6 ? "]" : "", url.port);
+    sp_buf_printf(&head, "%s %s%s HTTP/1.1\r\nHost: %s%s%s:%s\r\nConnection: close\r\n",
+                  json ? "POST" : "GET", url.path, path, v6 ? "[" : "", url.host, v6 ? "]" : "",
+                  url.port);
     if (a->key) sp_buf_printf(&head, "Authorization: Bearer %s\r\n", a->key);
-    sp_buf_puts(&head, "User-Agent: superpod\r\nAccept: */*\r\n\r\n");
+    sp_buf_puts(&head, "User-Agent: superpod\r\nAccept: */*\r\n");
+    if (json)
+        sp_buf_printf(&head, "Content-Type: application/json\r\nContent-Length: %zu\r\n",
+                      strlen(json));
+    sp_buf_printf(&head, "\r\n%s", json ? json : "");
     sp_response *r = sp_alloc(sizeof *r);
     sp_status st = exchange(fd, &head, r, body, err);
     if (st == SP_OK) *status = r->status;
@@ -156,9 +163,12 @@ static void print_links(const sp_json_node *list) {
 
 static void print_table(const sp_json_node *root) {
     const sp_json_node *head = sp_json_find(root, "head");
-    printf("model %s, tp %lld x pp %lld, term %lld, epoch %lld, configuration %.12s\n",
-           text_of(root, "model"), int_of(root, "tp"), int_of(root, "pp"), int_of(head, "term"),
-           int_of(root, "epoch"), text_of(root, "configuration"));
+    char shape[200];
+    snprintf(shape, sizeof shape, "%s", text_of(root, "shape"));
+    if (!shape[0])
+        snprintf(shape, sizeof shape, "tp %lld x pp %lld", int_of(root, "tp"), int_of(root, "pp"));
+    printf("model %s, %s, term %lld, epoch %lld, configuration %.12s\n", text_of(root, "model"),
+           shape, int_of(head, "term"), int_of(root, "epoch"), text_of(root, "configuration"));
     printf("head  pid %lld on %s (started by %s, up %lld s)\n\n", int_of(head, "pid"),
            text_of(head, "host"), text_of(head, "launcher"), int_of(head, "uptime_s"));
     printf("%5s %5s %-20s %-22s %7s %6s %s\n", "agent", "node", "host", "address", "pid", "ranks",
@@ -169,17 +179,18 @@ static void print_table(const sp_json_node *root) {
                text_of(n, "host"), text_of(n, "address"), int_of(n, "pid"), int_of(n, "ranks"),
                text_of(n, "state"));
     print_links(sp_json_find(root, "links"));
-    printf("\n%5s %5s %3s %9s %6s %8s %10s %10s %7s %-20s %s\n", "rank", "stage", "tp", "layers",
-           "heads", "kv_heads", "weights", "kv cache", "pid", "host", "state");
+    printf("\n%5s %5s %-8s %5s %3s %9s %6s %8s %10s %10s %7s %-20s %s\n", "rank", "group", "role",
+           "stage", "tp", "layers", "heads", "kv_heads", "weights", "kv cache", "pid", "host",
+           "state");
     list = sp_json_find(root, "ranks");
     for (const sp_json_node *n = sp_json_first(list); n; n = sp_json_next(n)) {
         const sp_json_node *layers = sp_json_find(n, "layers");
         char span[24], weights[24], kv[24];
         snprintf(span, sizeof span, "%lld-%lld", (long long)sp_json_int(sp_json_at(layers, 0)),
                  (long long)sp_json_int(sp_json_at(layers, 1)));
-        printf("%5lld %5lld %3lld %9s %6lld %8lld %10s %10s %7lld %-20s %s\n", int_of(n, "rank"),
-               int_of(n, "stage"), int_of(n, "tp_rank"), span, int_of(n, "heads"),
-               int_of(n, "kv_heads"),
+        printf("%5lld %5lld %-8s %5lld %3lld %9s %6lld %8lld %10s %10s %7lld %-20s %s\n",
+               int_of(n, "rank"), int_of(n, "group"), text_of(n, "role"), int_of(n, "stage"),
+               int_of(n, "tp_rank"), span, int_of(n, "heads"), int_of(n, "kv_heads"),
                sp_format_bytes(weights, sizeof weights, (uint64_t)int_of(n, "weight_bytes")),
                sp_format_bytes(kv, sizeof kv, (uint64_t)int_of(n, "kv_bytes")), int_of(n, "pid"),
                text_of(n, "host"), text_of(n, "state"));
@@ -217,7 +228,7 @@ int sp_status_command(int argc, char **argv) {
     sp_err err = {0};
     int status = 0;
     sp_buf_init(&body, ANSWER_MAX);
-    sp_status st = get(&a, "/superpod/status", &status, &body, &err);
+    sp_status st = request(&a, "/superpod/status", NULL, &status, &body, &err);
     if (st == SP_OK && status != 200)
         st = SP_FAIL(&err, SP_E_UNAVAILABLE, "%s answers %d: %.120s", a.url, status,
                      body.len ? body.ptr : "");
@@ -226,6 +237,116 @@ int sp_status_command(int argc, char **argv) {
     if (st == SP_OK) return SP_EXIT_OK;
     fprintf(stderr, "superpod: %s\n", err.text);
     return SP_EXIT_PEER;
+}
+
+/* ---- pools ---- */
+
+static void print_pools(const sp_json_node *root) {
+    printf("%5s %-20s %-8s %3s %3s %5s %5s %7s %7s %8s %8s %8s\n", "group", "pool", "role", "tp",
+           "pp", "first", "ranks", "running", "waiting", "blocks", "of", "load");
+    const sp_json_node *list = sp_json_find(root, "pools");
+    for (const sp_json_node *p = sp_json_first(list); p; p = sp_json_next(p)) {
+        const sp_json_node *groups = sp_json_find(p, "groups");
+        for (const sp_json_node *g = sp_json_first(groups); g; g = sp_json_next(g))
+            printf("%5lld %-20s %-8s %3lld %3lld %5lld %5lld %7lld %7lld %8lld %8lld %8lld\n",
+                   int_of(g, "group"), text_of(p, "name"), text_of(g, "role"), int_of(p, "tp"),
+                   int_of(p, "pp"), int_of(g, "first_rank"), int_of(g, "ranks"),
+                   int_of(g, "running"), int_of(g, "waiting"), int_of(g, "blocks_used"),
+                   int_of(g, "blocks_total"), int_of(g, "load_tokens"));
+    }
+}
+
+static bool is_number(sp_slice s) {
+    int64_t n;
+    return sp_parse_i64(s, &n) == SP_OK;
+}
+
+/* NAME=ROLE... as {"pools":{...}}, ROLE=N... as {...}; not both. False: no such word. */
+static bool put_wish(sp_buf *out, char *const *words, int n) {
+    sp_jw w = sp_jw_on(out);
+    bool counts = false;
+    for (int i = 0; i < n; i++) {
+        const char *eq = strchr(words[i], '=');
+        if (!eq || eq == words[i] || !eq[1]) return false;
+        bool number = is_number(sp_slice_of(eq + 1));
+        if (i > 0 && number != counts) return false;
+        counts = number;
+    }
+    sp_jw_object(&w);
+    if (!counts) sp_jw_key(&w, "pools"), sp_jw_object(&w);
+    for (int i = 0; i < n; i++) {
+        char name[64];
+        const char *eq = strchr(words[i], '=');
+        int64_t number = 0;
+        snprintf(name, sizeof name, "%.*s", (int)(eq - words[i]), words[i]);
+        sp_jw_key(&w, name);
+        if (counts && sp_parse_i64(sp_slice_of(eq + 1), &number) == SP_OK)
+            sp_jw_int(&w, number);
+        else
+            sp_jw_str(&w, eq + 1);
+    }
+    if (!counts) sp_jw_object_end(&w);
+    sp_jw_object_end(&w);
+    return n > 0 && !out->failed;
+}
+
+static sp_status show_pools(const ask *a, const sp_buf *body, sp_err *err) {
+    sp_json *doc;
+    SP_TRY(sp_json_parse(&doc, sp_buf_slice(body), 0, err));
+    if (a->json)
+        printf("%s\n", body->ptr);
+    else
+        print_pools(sp_json_root(doc));
+    sp_json_free(doc);
+    return SP_OK;
+}
+
+/* The words of a refusal, else all of the answer. */
+static sp_status refused(const ask *a, int status, const sp_buf *body, sp_err *err) {
+    sp_json *doc = NULL;
+    sp_err none = {0};
+    const char *why = "";
+    if (body->len && sp_json_parse(&doc, sp_buf_slice(body), 0, &none) == SP_OK)
+        why = text_of(sp_json_find(sp_json_root(doc), "error"), "message");
+    sp_status st = SP_FAIL(err, status < 500 ? SP_E_INVALID : SP_E_UNAVAILABLE,
+                           "%.100s answers %d: %.200s", a->url, status, why);
+    sp_json_free(doc);
+    return st;
+}
+
+static int ask_pools(const ask *a, const char *json) {
+    sp_buf body;
+    sp_err err = {0};
+    int status = 0;
+    sp_buf_init(&body, ANSWER_MAX);
+    sp_status st = request(a, "/superpod/pools", json, &status, &body, &err);
+    if (st == SP_OK && status != 200) st = refused(a, status, &body, &err);
+    if (st == SP_OK) st = show_pools(a, &body, &err);
+    sp_buf_fini(&body);
+    if (st == SP_OK) return SP_EXIT_OK;
+    fprintf(stderr, "superpod: %s\n", err.text);
+    return st == SP_E_INVALID ? SP_EXIT_CONFIG : SP_EXIT_PEER;
+}
+
+int sp_pools_command(int argc, char **argv) {
+    ask a;
+    int words = 0; /* of `set`: they come first */
+    bool set = argc > 1 && strcmp(argv[1], "set") == 0;
+    while (set && 2 + words < argc && argv[2 + words][0] != '-') words++;
+    int skip = set ? 1 + words : 0;
+    sp_buf wish;
+    sp_buf_init(&wish, 65536);
+    bool good = parse(&a, argc - skip, argv + skip);
+    if (good && set) good = put_wish(&wish, argv + 2, words);
+    if (!good)
+        fputs(
+            "usage: superpod pools [--url http://HOST:PORT] [--json] [--api-key K] [--timeout S]\n"
+            "       superpod pools set NAME=ROLE... [the same]     roles: mixed, prefill, decode\n"
+            "       superpod pools set ROLE=GROUPS... [the same]   for all groups\n",
+            stderr);
+    int code = good ? ask_pools(&a, set ? wish.ptr : NULL) : SP_EXIT_USAGE;
+    sp_buf_fini(&wish);
+    return code;
 }
 
 int sp_probe_command(int argc, char **argv) {
@@ -240,7 +361,7 @@ int sp_probe_command(int argc, char **argv) {
     sp_err err = {0};
     int status = 0;
     sp_buf_init(&body, ANSWER_MAX);
-    sp_status st = get(&a, "/health", &status, &body, &err);
+    sp_status st = request(&a, "/health", NULL, &status, &body, &err);
     bool ok = st == SP_OK && (a.live || status == 200);
     if (st != SP_OK)
         fprintf(stderr, "superpod: %s\n", err.text);

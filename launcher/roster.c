@@ -84,9 +84,8 @@ static sp_status give_ranks(sp_roster *r, sp_err *err) {
         a->n = sp_roster_share(r->n_ranks, r->n_agents, i);
         if (a->words.slots > 0 && a->n > a->words.slots)
             return SP_FAIL(err, SP_E_INVALID,
-                           "%d ranks (tp %d x pp %d) over %d agents give '%s' %d, it has %d slots",
-                           r->n_ranks, r->tp, r->pp, r->n_agents, a->words.host, a->n,
-                           (int)a->words.slots);
+                           "%d ranks (%s) over %d agents give '%s' %d, it has %d slots", r->n_ranks,
+                           r->shape, r->n_agents, a->words.host, a->n, (int)a->words.slots);
         for (int32_t k = 0; k < a->n; k++, next++) {
             r->ranks[next].agent = i;
             r->ranks[next].local = k;
@@ -104,7 +103,7 @@ static void count_neighbours(sp_roster *r) {
 
 sp_status sp_roster_assign(sp_roster *r, int32_t *order, sp_err *err) {
     SP_ASSERT(r->n_agents >= 1 && r->n_agents <= SP_POD_AGENTS_MAX);
-    SP_ASSERT(r->n_ranks == r->tp * r->pp && r->n_ranks <= SP_POD_RANKS_MAX);
+    SP_ASSERT(r->n_ranks >= 1 && r->n_ranks <= SP_POD_RANKS_MAX);
     SP_TRY(check_agents(r, err));
     put_in_order(r, order);
     number_nodes(r);

@@ -1,7 +1,7 @@
 /* launcher/roster.h - who is in the pod: agents, their nodes, the ranks and what each is.
  *
- * Ranks are numbered stage by stage: rank r is tensor-parallel rank r % tp of stage r / tp. Agents
- * get neighbouring ranks, and agents of one node follow each other, so that a stage lies on one node
+ * Ranks are numbered group by group (launcher/pools.h), in a group stage by stage: its rank r is
+ * tensor-parallel rank r % tp of stage r / tp. Agents get neighbouring ranks, and agents of one node follow each other, so that a stage lies on one node
  * where it can. The head's own agent comes first.
  *
  * Thread: built by main; then read by any, states are written by ctl. */
@@ -35,7 +35,8 @@ typedef struct sp_pod_rank {
 } sp_pod_rank;
 
 typedef struct sp_roster {
-    int32_t tp, pp, n_ranks, n_agents, n_nodes;
+    int32_t n_ranks, n_agents, n_nodes;
+    char shape[160]; /* "tp 2 x pp 1": for messages */
     sp_pod_agent agents[SP_POD_AGENTS_MAX];
     sp_pod_rank ranks[SP_POD_RANKS_MAX];
 } sp_roster;

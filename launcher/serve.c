@@ -84,10 +84,8 @@ static sp_status find_place(sp_place *out, const sp_config *c, sp_err *err) {
 }
 
 /* How many ranks share this node's memory, as far as the launcher tells. */
-static int ranks_on_node(const sp_config *c, const sp_place *p) {
-    int n = (int)(c->tp * c->pp), agents = p->size > 0     ? p->size
-                                           : c->nnodes > 0 ? (int)c->nnodes
-                                                           : 1;
+static int ranks_on_node(const sp_config *c, int n, const sp_place *p) {
+    int agents = p->size > 0 ? p->size : c->nnodes > 0 ? (int)c->nnodes : 1;
     int here = p->local_size > 0 ? p->local_size : 1;
     int share = (n + agents - 1) / agents * here;
     return share < 1 ? 1 : share > n ? n : share;
@@ -121,7 +119,9 @@ static int start(sp_config *config, int argc, char **argv) {
     if (place.is_head || !given) {
         if (!config->model)
             return usage_error("no model: give --model DIR (the demo model is configs/podling)");
-        config->ranks_on_node = ranks_on_node(config, &place);
+        sp_pools pools;
+        if (sp_pools_of(&pools, config, &err) != SP_OK) return refuse(&err);
+        config->ranks_on_node = ranks_on_node(config, sp_pools_ranks(&pools), &place);
         int code = prove(config, &place);
         if (code != SP_EXIT_OK) return code;
     }

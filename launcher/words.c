@@ -71,16 +71,19 @@ WORDS(sp_pod_end, sp_pod_end, pod_end_rows)
 typedef struct address_text { /* as it travels */
     char share[64];
     char ucx[2 * SP_UCX_ADDRESS_MAX + 1];
+    char kv[SP_KV_ADDRESS_BYTES];
 } address_text;
 static const sp_flat_row address_rows[] = {
     SP_FLAT_TEXT_ROW(address_text, share),
     SP_FLAT_TEXT_ROW(address_text, ucx),
+    SP_FLAT_TEXT_ROW(address_text, kv),
 };
 
 void sp_address_write(const sp_address *a, sp_buf *out) {
     static const char digits[] = "0123456789abcdef";
     address_text t = {.share = ""};
     memcpy(t.share, a->share, sizeof t.share);
+    memcpy(t.kv, a->kv, sizeof t.kv);
     for (size_t i = 0; i < a->ucx_bytes; i++) {
         t.ucx[2 * i] = digits[a->ucx[i] >> 4];
         t.ucx[2 * i + 1] = digits[a->ucx[i] & 15];
@@ -97,6 +100,7 @@ static sp_status address_of(sp_address *out, const address_text *t, sp_err *err)
     sp_address a = {.ucx_bytes = strlen(t->ucx) / 2};
     if (strlen(t->ucx) % 2 != 0) return SP_FAIL(err, SP_E_INVALID, "ucx: an odd number of digits");
     memcpy(a.share, t->share, sizeof a.share);
+    memcpy(a.kv, t->kv, sizeof a.kv);
     for (size_t i = 0; i < a.ucx_bytes; i++) {
         int high = nibble(t->ucx[2 * i]), low = nibble(t->ucx[2 * i + 1]);
         if (high < 0 || low < 0)

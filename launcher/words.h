@@ -12,6 +12,7 @@
 #define SP_HOST_BYTES 64
 #define SP_NODE_BYTES 96
 #define SP_UCX_ADDRESS_MAX 2048
+#define SP_KV_ADDRESS_BYTES 768 /* as comm/kvx.h has it; rank_kv.c proves that */
 
 /** An agent's HELLO. */
 typedef struct sp_agent_words {
@@ -41,6 +42,7 @@ typedef struct sp_address {
     char share[64]; /* sp_share_name(), "": it shares nothing */
     size_t ucx_bytes;
     unsigned char ucx[SP_UCX_ADDRESS_MAX];
+    char kv[SP_KV_ADDRESS_BYTES]; /* where its KV blocks can be read; "": nowhere */
 } sp_address;
 
 /** An agent's STATUS: how one of its ranks ended. */

@@ -240,6 +240,31 @@ workers_that_start_first_wait_for_the_head() {
     check_answers
     drain_and_end
 }
+# The prompt is computed on one host, its KV blocks go to the other by TCP.
+prefill_on_one_host_and_decode_on_another_give_the_same_ids() {
+    need_pod
+    hosts_up 2
+    make_token
+    local length want ids
+    head_of 2 --prefill-threshold-tokens 24 --pool name=p,role=prefill --pool name=d,role=decode
+    worker h1
+    wait_ready
+    call GET /superpod/status
+    expect_jq '[.ranks[] | [.host, .role]] == [["h0", "prefill"], ["h1", "decode"]]'
+    for length in 20 200 600; do
+        ids=$(awk -v n=$length 'BEGIN { for (i = 0; i < n; i++) printf "%s%d", i ? "," : "", (i * i * 7 + n) % 2048 }')
+        superpod run --model $PODLING --raw --ids --ignore-eos --temperature 1 --seed 3 --max-tokens 30 --tokens "$ids"
+        expect_ok
+        want=$(jq -c . "$DIR/out")
+        call POST /v1/completions "{\"prompt\": [$ids], \"temperature\": 1, \"seed\": 3, \"max_tokens\": 30,
+            \"ignore_eos\": true, \"return_token_ids\": true}"
+        expect_code 200
+        expect_eq "ids of $length tokens" "$(answer '.choices[0].token_ids | tojson')" "$want"
+    done
+    expect_eq "requests prefilled elsewhere" "$(metric superpod:prefilled_elsewhere_total)" 2
+    expect_eq "blocks pulled" "$(metric superpod:kv_blocks_pulled_total)" 49
+    drain_and_end
+}
 a_head_that_starts_first_waits_for_its_workers() {
     need_pod
     hosts_up 2
@@ -440,6 +465,7 @@ run_cases hosts hosts_have_names_and_reach_each_other mpirun_starts_one_process_
     mpirun_lets_the_others_go_on_when_one_is_killed nothing_is_left_of_a_case_that_is_killed \
     mpirun_over_two_hosts_tp2_pp2 mpirun_over_two_hosts_tp2 mpirun_over_three_hosts_pp3 \
     mpirun_over_three_hosts_tp2_pp3 workers_that_start_first_wait_for_the_head \
+    prefill_on_one_host_and_decode_on_another_give_the_same_ids \
     a_head_that_starts_first_waits_for_its_workers a_wrong_token_is_refused_and_hurts_nobody \
     a_token_that_others_may_read_is_refused a_leader_worker_set_needs_no_options \
     kserve_0_15_0_needs_no_options kserve_0_15_1_needs_no_options kserve_0_18_needs_no_options \

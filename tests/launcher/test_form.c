@@ -11,10 +11,11 @@ static const sp_form FORM = {.model_dir = "/models/\"a\" b",
                              .kv_dtype = "F32",
                              .log_level = "info",
                              .collectives = "auto",
-                             .pp_layers = "3,3",
+                             .shapes = "1,2,2,3,3",
                              .nodes = "0,0,1,1",
                              .group_key = "00ff",
                              .fingerprint = "abcd",
+                             .ranks = 4,
                              .tp = 2,
                              .pp = 2,
                              .threads = 2,
@@ -81,6 +82,7 @@ static void a_rank_outside_the_pod_is_refused(void) {
     refuse("\"rank\":3", "\"rank\":4", "rank: want below 4, got 4");
     refuse("\"rank\":3", "\"rank\":-1", "rank: want an integer");
     refuse("\"local_rank\":1", "\"local_rank\":2", "local_rank: want below 2, got 2");
+    refuse("\"first\":0", "\"first\":1", "first: want at most 0, got 1");
     refuse("\"local_ranks\":2", "\"local_ranks\":0", "local_ranks: want an integer");
 }
 
@@ -96,6 +98,10 @@ static void the_hash_is_that_of_what_all_ranks_share(void) {
     hash(&FORM, a);
     other = FORM;
     other.rank = 0;
+    other.group = 1;
+    other.first = 2;
+    other.tp = 1;
+    other.n_blocks = 7;
     other.local_rank = 0;
     other.local_ranks = 7;
     hash(&other, b);
@@ -107,13 +113,56 @@ static void the_hash_is_that_of_what_all_ranks_share(void) {
         hash(&other, b); \
         CU_ASSERT_STRING_NOT_EQUAL(a, b); \
     } while (0)
-    DIFFERS(other.tp = 4);
+    DIFFERS(other.ranks = 8);
     DIFFERS(other.null_model = true);
     DIFFERS(other.timeout_ms = 1);
-    DIFFERS(other.pp_layers[0] = '2');
+    DIFFERS(other.shapes[0] = '2');
     DIFFERS(other.fingerprint[0] = 'b');
     DIFFERS(other.nodes[0] = '1');
 #undef DIFFERS
+}
+
+static sp_status groups_of(const char *shapes, int64_t ranks, sp_form_group *out, int32_t *n) {
+    static sp_form f; /* large */
+    sp_err err = {0};
+    f = FORM;
+    snprintf(f.shapes, sizeof f.shapes, "%s", shapes);
+    f.ranks = ranks;
+    return sp_form_groups(&f, out, n, &err);
+}
+static void shapes_are_read_as_they_were_put(void) {
+    static sp_form_group g[SP_FORM_GROUPS_MAX];
+    static sp_form f; /* large */
+    int32_t n = 0;
+    sp_form_put_pool(&f, 2, 2, 2, (const int32_t[]){1, 5});
+    sp_form_put_pool(&f, 1, 1, 3, (const int32_t[]){1, 2, 3});
+    CU_ASSERT_STRING_EQUAL(f.shapes, "2,2,2,1,5;1,1,3,1,2,3");
+    CU_ASSERT_EQUAL_FATAL(groups_of(f.shapes, 11, g, &n), SP_OK);
+    CU_ASSERT_EQUAL(n, 3);
+    CU_ASSERT(g[0].first == 0 && g[1].first == 4 && g[2].first == 8);
+    CU_ASSERT(g[1].tp == 2 && g[1].pp == 2 && g[1].pp_layers[1] == 5);
+    CU_ASSERT(g[2].tp == 1 && g[2].pp == 3 && g[2].pp_layers[2] == 3);
+    static const char *const wrong[] = {
+        "",         "1",       "1,1,1",   "0,1,1,6",          "1,1,2,6",  "1,65,1,6",
+        "65,1,1,6", "1,1,1,x", "1,1,1,0", "64,1,1,6;1,1,1,6", "1,1,1,6,", "1;1,1,1,6"};
+    for (size_t i = 0; i < SP_LEN(wrong); i++) {
+        bool taken = groups_of(wrong[i], 1, g, &n) == SP_OK;
+        if (taken) fprintf(stderr, "    taken: '%s'\n", wrong[i]);
+        CU_ASSERT_FALSE(taken);
+    }
+    CU_ASSERT_NOT_EQUAL(groups_of("1,1,1,6", 2, g, &n), SP_OK);
+}
+static void a_key_is_32_bytes_in_hexadecimal(void) {
+    static sp_form f; /* large */
+    sp_err err = {0};
+    uint8_t key[SP_FORM_KEY_BYTES];
+    for (int i = 0; i < 32; i++) memcpy(f.group_key + 2 * i, i == 31 ? "a7" : "01", 3);
+    CU_ASSERT_EQUAL_FATAL(sp_form_key(&f, key, &err), SP_OK);
+    CU_ASSERT(key[0] == 1 && key[30] == 1 && key[31] == 0xa7);
+    f.group_key[63] = 0;
+    CU_ASSERT_EQUAL(sp_form_key(&f, key, &err), SP_E_INVALID);
+    memcpy(f.group_key + 62, "zz", 3);
+    CU_ASSERT_EQUAL(sp_form_key(&f, key, &err), SP_E_INVALID);
 }
 
 static bool numbers(const char *text, int n, int32_t *out) {
@@ -137,6 +186,7 @@ static void lists_of_numbers_are_exactly_as_long_as_wanted(void) {
 
 SP_TEST_MAIN("launcher/form", SP_TEST(a_form_comes_back_as_it_was_written),
              SP_TEST(a_wrong_form_is_refused_by_its_key),
-             SP_TEST(a_rank_outside_the_pod_is_refused),
+             SP_TEST(a_rank_outside_the_pod_is_refused), SP_TEST(shapes_are_read_as_they_were_put),
+             SP_TEST(a_key_is_32_bytes_in_hexadecimal),
              SP_TEST(the_hash_is_that_of_what_all_ranks_share),
              SP_TEST(lists_of_numbers_are_exactly_as_long_as_wanted))

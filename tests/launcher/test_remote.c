@@ -1,4 +1,4 @@
-/* Covers launcher/remote.c: `status` and `probe` against a server that says what it is told to,
+/* Covers launcher/remote.c: `status`, `pools` and `probe` against a server that says what it is told to,
  * sense or not; exit codes and words. */
 #include "launcher/remote.h"
 #include "runtime/base/status.h"
@@ -137,6 +137,60 @@ static void a_status_is_shown_as_it_came(void) {
         status(OK200 "Transfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\n4\r\n\":1}\r\n0\r\n\r\n"), 0);
     CU_ASSERT_STRING_EQUAL(out, "{\"a\":1}\n");
 }
+#define POOLS \
+    "{\"pools\":[{\"name\":\"p\",\"tp\":2,\"pp\":3,\"groups\":[{\"group\":0,\"role\":\"prefill\"}" \
+    "]}]}"
+static int pools(const char *answer, server *s, const char *const *words_of) {
+    char url[64];
+    const char *argv[12] = {"pools"};
+    int n = 1;
+    open_server(s, answer);
+    snprintf(url, sizeof url, "http://127.0.0.1:%d", s->port);
+    while (*words_of) argv[n++] = *words_of++;
+    argv[n++] = "--url";
+    argv[n++] = url;
+    argv[n] = NULL;
+    int code = run(sp_pools_command, argv);
+    close_server(s);
+    return code;
+}
+#define ASK_POOLS(answer, s, ...) pools(answer, s, (const char *const[]){__VA_ARGS__, NULL})
+static void pools_are_shown_and_set(void) {
+    char answer[400];
+    server s;
+    snprintf(answer, sizeof answer, OK200 "Content-Length: %zu\r\n\r\n" POOLS, strlen(POOLS));
+    CU_ASSERT_EQUAL(ASK_POOLS(answer, &s, "--json"), 0);
+    CU_ASSERT_STRING_EQUAL(out, POOLS "\n");
+    CU_ASSERT_PTR_NOT_NULL(strstr(s.request, "GET /superpod/pools HTTP/1.1\r\n"));
+    CU_ASSERT_EQUAL(ASK_POOLS(answer, &s, "set", "p=decode", "q=mixed"), 0);
+    CU_ASSERT_PTR_NOT_NULL(strstr(s.request, "POST /superpod/pools HTTP/1.1\r\n"));
+    CU_ASSERT_PTR_NOT_NULL(strstr(s.request, "Content-Type: application/json\r\n"));
+    CU_ASSERT_PTR_NOT_NULL(
+        strstr(s.request, "\r\n\r\n{\"pools\":{\"p\":\"decode\",\"q\":\"mixed\"}}"));
+    CU_ASSERT_PTR_NOT_NULL(strstr(out, "prefill"));
+    CU_ASSERT_EQUAL(ASK_POOLS(answer, &s, "set", "prefill=1", "decode=2"), 0);
+    CU_ASSERT_PTR_NOT_NULL(strstr(s.request, "\r\n\r\n{\"prefill\":1,\"decode\":2}"));
+}
+static void pools_that_are_refused_are_10_and_bad_words_2(void) {
+    server s;
+    CU_ASSERT_EQUAL(ASK_POOLS("HTTP/1.1 400 Bad Request\r\nContent-Length: 30\r\n\r\n"
+                              "{\"error\":{\"message\":\"so not\"}}",
+                              &s, "set", "p=x"),
+                    10);
+    CU_ASSERT_PTR_NOT_NULL(strstr(words, "answers 400: so not"));
+    CU_ASSERT_EQUAL(ASK_POOLS("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", &s, "--json"),
+                    10);
+    CU_ASSERT_EQUAL(ASK_POOLS(OK200 "Content-Length: 1\r\n\r\nx", &s, "--json"), 20);
+    CU_ASSERT_STRING_EQUAL(out, "");
+    static const char *const wrong[][5] = {{"pools", "set", NULL},
+                                           {"pools", "set", "p", NULL},
+                                           {"pools", "set", "=p", NULL},
+                                           {"pools", "set", "p=", NULL},
+                                           {"pools", "set", "p=decode", "prefill=1", NULL},
+                                           {"pools", "get", NULL}};
+    for (size_t i = 0; i < SP_LEN(wrong); i++)
+        CU_ASSERT_EQUAL(run(sp_pools_command, wrong[i]), SP_EXIT_USAGE);
+}
 static void what_is_no_status_is_20_and_nothing_is_printed(void) {
     static const char *const wrong[] = {
         HEALTHY,
@@ -220,7 +274,8 @@ static void nobody_there_is_told(void) {
 SP_TEST_MAIN("launcher/remote", SP_TEST(a_healthy_server_is_started_ready_and_alive),
              SP_TEST(one_that_answers_503_is_only_alive),
              SP_TEST(one_that_talks_nonsense_or_not_at_all_is_not_alive),
-             SP_TEST(a_status_is_shown_as_it_came),
+             SP_TEST(a_status_is_shown_as_it_came), SP_TEST(pools_are_shown_and_set),
+             SP_TEST(pools_that_are_refused_are_10_and_bad_words_2),
              SP_TEST(what_is_no_status_is_20_and_nothing_is_printed),
              SP_TEST(a_table_is_made_of_whatever_is_there), SP_TEST(a_key_goes_along),
              SP_TEST(wrong_words_are_usage_errors), SP_TEST(nobody_there_is_told))

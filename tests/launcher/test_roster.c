@@ -27,8 +27,7 @@ static void shares_add_up_and_differ_by_one_at_most(void) {
 /* Agents "node:launcher rank:slots", the head's first. */
 static sp_status assign(int32_t tp, int32_t pp, const char *const *agents) {
     memset(&r, 0, sizeof r);
-    r.tp = tp;
-    r.pp = pp;
+    snprintf(r.shape, sizeof r.shape, "tp %d x pp %d", tp, pp);
     r.n_ranks = tp * pp;
     for (; agents[r.n_agents]; r.n_agents++) {
         sp_agent_words *w = &r.agents[r.n_agents].words;

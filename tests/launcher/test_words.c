@@ -99,7 +99,7 @@ static void a_wrong_word_is_refused_by_its_key(void) {
 }
 
 static void an_address_goes_round(void) {
-    sp_address in = {.share = "superpod-1-ab", .ucx_bytes = SP_UCX_ADDRESS_MAX}, got;
+    sp_address in = {.share = "superpod-1-ab", .ucx_bytes = SP_UCX_ADDRESS_MAX, .kv = "kvx 1"}, got;
     for (size_t i = 0; i < in.ucx_bytes; i++) in.ucx[i] = (unsigned char)(i * 37);
     fresh();
     sp_address_write(&in, &text);
@@ -107,6 +107,7 @@ static void an_address_goes_round(void) {
     CU_ASSERT_EQUAL(got.ucx_bytes, in.ucx_bytes);
     CU_ASSERT_EQUAL(memcmp(got.ucx, in.ucx, in.ucx_bytes), 0);
     CU_ASSERT_STRING_EQUAL(got.share, in.share);
+    CU_ASSERT_STRING_EQUAL(got.kv, in.kv);
     fresh();
     sp_address_write(&(sp_address){.ucx_bytes = 0}, &text);
     CU_ASSERT_EQUAL_FATAL(sp_address_read(&got, said(), &err), SP_OK);
@@ -122,24 +123,24 @@ static void refused_address(const char *json, const char *word) {
     CU_ASSERT_PTR_NOT_NULL(strstr(err.text, word));
 }
 static void an_address_of_other_digits_is_refused(void) {
-    refused_address("{\"share\":\"\",\"ucx\":\"abc\"}", "odd number");
-    refused_address("{\"share\":\"\",\"ucx\":\"0g\"}", "hexadecimal");
-    refused_address("{\"share\":\"\",\"ucx\":\"AB\"}", "hexadecimal");
-    refused_address("{\"share\":\"\",\"ucx\":\" 1\"}", "hexadecimal");
-    refused_address("{\"share\":\"\"}", "2 keys");
+    refused_address("{\"share\":\"\",\"ucx\":\"abc\",\"kv\":\"\"}", "odd number");
+    refused_address("{\"share\":\"\",\"ucx\":\"0g\",\"kv\":\"\"}", "hexadecimal");
+    refused_address("{\"share\":\"\",\"ucx\":\"AB\",\"kv\":\"\"}", "hexadecimal");
+    refused_address("{\"share\":\"\",\"ucx\":\" 1\",\"kv\":\"\"}", "hexadecimal");
+    refused_address("{\"share\":\"\"}", "3 keys");
     fresh();
     for (int i = 0; i < SP_UCX_ADDRESS_MAX + 1; i++) sp_buf_puts(&text, "00");
     char *json = NULL;
-    CU_ASSERT_FATAL(asprintf(&json, "{\"share\":\"\",\"ucx\":\"%s\"}", text.ptr) > 0);
+    CU_ASSERT_FATAL(asprintf(&json, "{\"share\":\"\",\"ucx\":\"%s\",\"kv\":\"\"}", text.ptr) > 0);
     refused_address(json, "want at most 4096 bytes");
     free(json);
 }
 
 static void peers_are_as_many_as_ranks_and_in_order(void) {
     static sp_address got[3]; /* large */
-    sp_slice in[3] = {SP_SLICE("{\"share\":\"a\",\"ucx\":\"\"}"),
-                      SP_SLICE("{\"share\":\"\",\"ucx\":\"0102ff\"}"),
-                      SP_SLICE("{\"share\":\"c\",\"ucx\":\"\"}")};
+    sp_slice in[3] = {SP_SLICE("{\"share\":\"a\",\"ucx\":\"\",\"kv\":\"\"}"),
+                      SP_SLICE("{\"share\":\"\",\"ucx\":\"0102ff\",\"kv\":\"\"}"),
+                      SP_SLICE("{\"share\":\"c\",\"ucx\":\"\",\"kv\":\"\"}")};
     fresh();
     sp_peers_write(in, 3, &text);
     CU_ASSERT_EQUAL_FATAL(sp_peers_read(got, 3, said(), &err), SP_OK);
@@ -149,11 +150,13 @@ static void peers_are_as_many_as_ranks_and_in_order(void) {
     CU_ASSERT_STRING_EQUAL(got[2].share, "c");
     CU_ASSERT_EQUAL(sp_peers_read(got, 2, said(), &err), SP_E_INVALID);
     CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "want 2 addresses, got 3"));
-    CU_ASSERT_EQUAL(sp_peers_read(got, 1, SP_SLICE("{\"share\":\"\",\"ucx\":\"\"}"), &err),
-                    SP_E_INVALID);
+    CU_ASSERT_EQUAL(
+        sp_peers_read(got, 1, SP_SLICE("{\"share\":\"\",\"ucx\":\"\",\"kv\":\"\"}"), &err),
+        SP_E_INVALID);
     CU_ASSERT_EQUAL(sp_peers_read(got, 1, SP_SLICE("[1]"), &err), SP_E_INVALID);
-    CU_ASSERT_EQUAL(sp_peers_read(got, 1, SP_SLICE("[{\"share\":\"\",\"ucx\":\"zz\"}]"), &err),
-                    SP_E_INVALID);
+    CU_ASSERT_EQUAL(
+        sp_peers_read(got, 1, SP_SLICE("[{\"share\":\"\",\"ucx\":\"zz\",\"kv\":\"\"}]"), &err),
+        SP_E_INVALID);
     CU_ASSERT_EQUAL(sp_peers_read(got, 1, SP_SLICE("[[[[[[]]]]]]"), &err), SP_E_TOOLONG);
     sp_buf_fini(&text);
 }
