@@ -75,6 +75,10 @@ static bool is_known(const sp_auth *a, sp_slice key) {
     return found;
 }
 
+bool sp_auth_has_keys(const sp_auth *a) {
+    return a->n_digests > 0;
+}
+
 bool sp_auth_allows(const sp_auth *a, const sp_http_head *head) {
     if (a->n_digests == 0) return true;
     sp_slice bearer = sp_http_header_get(head, "authorization");

@@ -26,5 +26,6 @@ bool sp_auth_guards(sp_slice path);
 /** True when there are no keys, or the request carries one of them: "Authorization: Bearer KEY" or
  * "x-api-key: KEY". */
 bool sp_auth_allows(const sp_auth *a, const sp_http_head *head);
+bool sp_auth_has_keys(const sp_auth *a);
 /** Whether a Host header names this machine (with or without a port), or is allowed by config. */
 bool sp_auth_allows_host(const sp_auth *a, sp_slice host);

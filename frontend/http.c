@@ -273,6 +273,17 @@ int sp_http_count_busy(const sp_http *h) {
     return n;
 }
 
+bool sp_http_call_is_local(const sp_http_call *c) {
+    struct sockaddr_storage sa = {0};
+    socklen_t len = sizeof sa;
+    if (getpeername(c->fd, (struct sockaddr *)&sa, &len) != 0) return false;
+    if (sa.ss_family == AF_INET)
+        return ntohl(((struct sockaddr_in *)&sa)->sin_addr.s_addr) >> 24 == 127;
+    if (sa.ss_family != AF_INET6) return false;
+    const struct in6_addr *a = &((struct sockaddr_in6 *)&sa)->sin6_addr;
+    return IN6_IS_ADDR_LOOPBACK(a) || (IN6_IS_ADDR_V4MAPPED(a) && a->s6_addr[12] == 127);
+}
+
 void sp_http_call_peer(const sp_http_call *c, char *out, size_t n) {
     struct sockaddr_storage sa = {0};
     socklen_t len = sizeof sa;

@@ -85,6 +85,7 @@ int sp_http_call_tag(const sp_http_call *c);
 /** Calls `gone` when the peer leaves before the answer is complete. */
 void sp_http_call_watch(sp_http_call *c, void (*gone)(void *ctx), void *ctx);
 void sp_http_call_peer(const sp_http_call *c, char *out, size_t n); /* "address:port" */
+bool sp_http_call_is_local(const sp_http_call *c); /* it comes from a loopback address */
 
 /** Answers in one piece. `headers` is "" or whole lines ending in CRLF. A HEAD request gets no
  * body. */

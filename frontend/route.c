@@ -12,8 +12,9 @@
 #define POST (1u << SP_HTTP_POST)
 enum {
     JSON = 1,
-    PREFIX = 2
-}; /* flags: wants a JSON body; the path goes on */
+    PREFIX = 2,
+    ADMIN = 4
+}; /* flags: wants a JSON body; the path goes on; POST changes the pod */
 
 typedef struct route {
     unsigned methods;
@@ -36,7 +37,7 @@ static const route routes[] = {
     {GET, "/version", sp_api_version, 0},
     {GET, "/metrics", sp_api_metrics, 0},
     {GET, "/superpod/status", sp_api_status, 0},
-    {GET | POST, "/superpod/pools", sp_api_pools, JSON},
+    {GET | POST, "/superpod/pools", sp_api_pools, JSON | ADMIN},
     /* Routes of the API that are not here yet: said by name, not "not found". */
     {POST, "/v1/embeddings", sp_api_absent, 0},
     {POST, "/v1/responses", sp_api_absent, 0},
@@ -95,6 +96,13 @@ static int find(sp_slice path) {
     return N_ROUTES;
 }
 
+/* Whether it asks to change the pod itself. */
+static bool is_admin(const sp_http_call *call) {
+    int i = sp_http_call_tag(call) - 1;
+    return i < N_ROUTES && (routes[i].flags & ADMIN) &&
+           sp_http_call_head(call)->method == SP_HTTP_POST;
+}
+
 void sp_route_head(sp_front *front, sp_http_call *call) {
     const sp_http_head *head = sp_http_call_head(call);
     sp_http_call_set_tag(call, find(head->path) + 1);
@@ -108,9 +116,15 @@ void sp_route_head(sp_front *front, sp_http_call *call) {
                                          NULL, NULL, 0});
         return;
     }
+    bool admin = is_admin(call);
     bool guarded = head->method != SP_HTTP_OPTIONS && sp_auth_guards(head->path);
     if (guarded && !sp_auth_allows(front->auth, head))
         sp_reply_fault(call, &(sp_fault){401, "the API key is missing or wrong", NULL, NULL, 0});
+    else if (admin && !sp_auth_has_keys(front->auth) && !sp_http_call_is_local(call))
+        sp_reply_fault(call, &(sp_fault){403,
+                                         "without API keys the pod is changed from its own machine "
+                                         "only",
+                                         NULL, NULL, 0});
 }
 
 static void allow_of(const route *r, char *out, size_t n) {

@@ -263,6 +263,10 @@ prefill_on_one_host_and_decode_on_another_give_the_same_ids() {
     done
     expect_eq "requests prefilled elsewhere" "$(metric superpod:prefilled_elsewhere_total)" 2
     expect_eq "blocks pulled" "$(metric superpod:kv_blocks_pulled_total)" 49
+    call POST /superpod/pools '{"pools": {"p": "mixed"}}' # from another machine, and there are no keys
+    expect_code 403
+    call GET /superpod/pools
+    expect_jq '[.pools[].groups[].role] == ["prefill", "decode"]'
     drain_and_end
 }
 a_head_that_starts_first_waits_for_its_workers() {

@@ -83,6 +83,9 @@ static void with_keys_only_their_holders_reach_the_model(void) {
                 {"GET", "/v1/unknown", "", 401},
                 {"GET", "/v1/unknown", "Authorization: Bearer k1\r\n", 404},
                 {"OPTIONS", "/v1/models", "", 200},
+                {"POST", "/superpod/pools", "", 401},
+                {"POST", "/superpod/pools", "Authorization: Bearer k1\r\n", 400},
+                {"GET", "/superpod/pools", "x-api-key: k1\r\n", 404},
                 {"GET", "/health", "", 200},
                 {"GET", "/metrics", "", 200},
                 {"GET", "/ping", "", 200}};
