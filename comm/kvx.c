@@ -16,7 +16,7 @@
 
 const char *sp_kvx_fault_name(sp_kvx_fault f) {
     static const char *const names[SP_KVX_FAULT_COUNT] = {"ok",   "stale",   "checksum", "identity",
-                                                          "peer", "timeout", "range"};
+                                                          "peer", "timeout", "range",    "foreign"};
     return (unsigned)f < SP_KVX_FAULT_COUNT ? names[f] : "unknown";
 }
 
@@ -114,21 +114,55 @@ uint64_t sp_kvx_seed_base(const uint8_t key[SP_KVX_KEY_BYTES],
     return base;
 }
 
-/* Both steps of the mix can be undone, so that of one base and block no two seeds are the same. */
+/* All steps of the mix can be undone: for one name no two places, and for one place no two names, have
+ * the same seed. */
 static uint64_t mix(uint64_t h) {
     h = (h ^ h >> 32) * UINT64_C(0xd6e8feb86659fd93);
     h = (h ^ h >> 32) * UINT64_C(0xd6e8feb86659fd93);
     return h ^ h >> 32;
 }
 
-uint64_t sp_kvx_seed_block(uint64_t base, uint32_t block, uint32_t generation) {
-    return mix(base ^ ((uint64_t)generation << 32 | block));
+uint64_t sp_kvx_seed_block(uint64_t base, uint32_t block, uint32_t generation, uint64_t name) {
+    return mix(mix(base ^ ((uint64_t)generation << 32 | block)) ^ name);
+}
+
+static uint64_t seed_piece(uint64_t block_seed, int32_t layer, bool is_value, int32_t head) {
+    uint64_t place = (uint64_t)(uint32_t)(layer * 2 + is_value) << 32 | (uint32_t)head;
+    return mix(block_seed ^ place);
 }
 
 uint64_t sp_kvx_sum(uint64_t block_seed, int32_t layer, bool is_value, int32_t head, const void *p,
                     size_t n) {
-    uint64_t place = (uint64_t)(uint32_t)(layer * 2 + is_value) << 32 | (uint32_t)head;
-    return XXH3_64bits_withSeed(p, n, mix(block_seed ^ place));
+    return XXH3_64bits_withSeed(p, n, seed_piece(block_seed, layer, is_value, head));
+}
+
+/* The library's own, which knows its size: it may be another version than its header's. */
+sp_kvx_summer *sp_kvx_summer_create(void) {
+    return (sp_kvx_summer *)XXH3_createState();
+}
+
+void sp_kvx_summer_destroy(sp_kvx_summer *s) {
+    (void)XXH3_freeState((XXH3_state_t *)s);
+}
+
+void sp_kvx_summer_begin(sp_kvx_summer *s, uint64_t block_seed, int32_t layer, bool is_value,
+                         int32_t head) {
+    (void)XXH3_64bits_reset_withSeed((XXH3_state_t *)s,
+                                     seed_piece(block_seed, layer, is_value, head));
+}
+
+void sp_kvx_summer_more(sp_kvx_summer *s, const void *p, size_t n) {
+    (void)XXH3_64bits_update((XXH3_state_t *)s, p, n);
+}
+
+uint64_t sp_kvx_summer_end(const sp_kvx_summer *s) {
+    return XXH3_64bits_digest((const XXH3_state_t *)s);
+}
+
+bool sp_kvx_spoiled(const sp_kvx *k, uint64_t block_seed, int32_t layer, int32_t head,
+                    unsigned char *piece, uint64_t want) {
+    piece[k->piece_bytes / 2] ^= 4;
+    return sp_kvx_sum(block_seed, layer, false, head, piece, k->piece_bytes) == want;
 }
 
 void sp_kvx_token(sp_token *out, const uint8_t key[SP_KVX_KEY_BYTES]) {
@@ -194,6 +228,10 @@ const char *sp_kvx_way(const sp_kvx *k) {
 
 void sp_kvx_read(sp_kvx *k, const sp_kvx_ask *asks, int n, sp_kvx_fault *faults) {
     k->ops->read(k, asks, n, faults);
+}
+
+sp_kvx_fault sp_kvx_lease(sp_kvx *k, uint64_t lease, bool renew) {
+    return k->ops->lease ? k->ops->lease(k, lease, renew) : SP_KVX_RANGE;
 }
 
 sp_kvx_fault sp_kvx_judge(const sp_kvx *k, const uint64_t incarnation[2],

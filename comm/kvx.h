@@ -3,19 +3,21 @@
  * Pull only: an exporter offers one region, its KV memory and a table, and writes nothing elsewhere;
  * a reader copies what it needs and believes it only when it is proven. The smallest part of a block
  * is a piece: K or V of one KV head of one layer, block_tokens x head_dim. The table has for each
- * block its generation, and a 64-bit checksum of each piece:
+ * block its generation, its name (of the tokens it holds, and of all before them: the first 8 bytes of
+ * the hash chain), and a 64-bit checksum of each piece:
  *
- *   seal    checksums of all pieces, then the generation    (the block is full and stays as it is)
+ *   seal    checksums of all pieces, the name, then the generation    (it is full and stays as it is)
  *   free    the generation becomes 0, then the block may be written to
- *   read    generation, copy, generation again, checksums of the bytes that were copied
+ *   read    generation and name, copy, generation again, checksums of the bytes that were copied
  *
- * A checksum is XXH3 with a seed of (pod key, identity, generation, block, layer, K|V, head): the
+ * A checksum is XXH3 with a seed of (key, identity, generation, name, block, layer, K|V, head): the
  * right bytes in the wrong place, of another model or of another pod do not pass. What does not pass
  * is a fault of that block; its destination then holds anything and must not be used.
  *
  * Ways (sp_kvx.ops): shm, the region mapped read-only, on one node; tcp, asked of a thread of the
- * exporter. Over TCP both sides prove the pod's key first (comm/handshake.h); the data then goes in
- * the clear, as that of collectives does: a network that is not ours alone is kept out by its owner.
+ * exporter; ucx, the same with the bytes by UCX (comm/kvx_ucx.h), and tcp whenever that cannot be.
+ * Over TCP both sides prove the pod's key first (comm/handshake.h); the data then goes in the clear,
+ * as that of collectives does: a network that is not ours alone is kept out by its owner.
  *
  * Limits: those of the defines; a read over TCP has 1 s and its bytes at 10 MB/s, with at most
  * SP_KVX_CREDIT_BYTES asked for and not yet here. A peer that breaks the rules loses its connection.
@@ -42,7 +44,8 @@ typedef enum sp_kvx_fault {
     SP_KVX_IDENTITY, /* another model, numerics, KV type or block size */
     SP_KVX_PEER,     /* nobody there, or no longer the same, or it breaks the rules */
     SP_KVX_TIMEOUT,
-    SP_KVX_RANGE, /* no such block, layer or head there */
+    SP_KVX_RANGE,   /* no such block, layer or head there */
+    SP_KVX_FOREIGN, /* it holds other tokens than those asked for */
     SP_KVX_FAULT_COUNT
 } sp_kvx_fault;
 const char *sp_kvx_fault_name(sp_kvx_fault f); /* "stale" */
@@ -64,7 +67,12 @@ typedef struct sp_kvx_config {
     uint8_t key[SP_KVX_KEY_BYTES];           /* the pod's: whoever reads must know it */
     uint8_t identity[SP_KVX_IDENTITY_BYTES]; /* model and numerics: equal, or nothing is read */
     bool serve_shm, serve_tcp;
+    bool serve_ucx;   /* beside TCP, to readers that want it; where there is no UCX: TCP alone */
     const char *host; /* where to listen; NULL or "": all addresses, a free port */
+    /* A reader of another pod says that it still needs what it was lent, or not any more. From a
+     * thread of the server; may be NULL. */
+    void (*on_lease)(void *ctx, uint64_t lease, bool renew);
+    void *lease_ctx;
 } sp_kvx_config;
 
 typedef struct sp_kvx_region sp_kvx_region;
@@ -83,10 +91,10 @@ int sp_kvx_region_port(const sp_kvx_region *r); /* 0: not served over TCP */
 SP_NODISCARD sp_status sp_kvx_region_address(const sp_kvx_region *r, const char *tcp,
                                              char out[SP_KVX_ADDRESS_BYTES], sp_err *err);
 
-/** Makes a full block readable under `generation` (not 0, never used before for it).
+/** Makes a full block readable under `generation` (not 0, never used before for it), as `name`.
  * Errors: SP_E_INVALID no such block, generation 0. */
 SP_NODISCARD sp_status sp_kvx_seal(sp_kvx_region *r, uint32_t block, uint32_t generation,
-                                   sp_err *err);
+                                   uint64_t name, sp_err *err);
 /** Makes it unreadable, before anything is written to it. Another generation than the sealed one:
  * nothing is done. Errors: SP_E_INVALID no such block. */
 SP_NODISCARD sp_status sp_kvx_free(sp_kvx_region *r, uint32_t block, uint32_t generation,
@@ -98,6 +106,7 @@ uint64_t sp_kvx_region_refused(const sp_kvx_region *r); /* peers that were not o
 /** Some pieces of one block, named as the model names them, and where they go. */
 typedef struct sp_kvx_ask {
     uint32_t block, generation;
+    uint64_t name;
     int32_t layer_first, n_layers, head_first, n_heads;
     unsigned char *to;   /* K of the first layer and head; heads follow one another */
     size_t layer_stride; /* from a layer to the next */
@@ -106,12 +115,14 @@ typedef struct sp_kvx_ask {
 
 typedef struct sp_kvx sp_kvx;
 typedef struct sp_kvx_ops {
-    const char *name; /* "shm", "tcp" */
+    const char *name; /* "shm", "tcp", "ucx" */
     void (*close)(sp_kvx *k);
     /** Reads `n` asks; faults[i] says what became of each. Connects when it is not connected; after
      * a broken rule, a lost peer or a timeout the rest are that fault, and the next read begins
      * anew. Any fault means: that destination holds anything. */
     void (*read)(sp_kvx *k, const sp_kvx_ask *asks, int n, sp_kvx_fault *faults);
+    /** Tells the exporter's on_lease; NULL: this way cannot. */
+    sp_kvx_fault (*lease)(sp_kvx *k, uint64_t lease, bool renew);
 } sp_kvx_ops;
 
 typedef struct sp_kvx_reader_config {
@@ -119,6 +130,7 @@ typedef struct sp_kvx_reader_config {
     uint8_t key[SP_KVX_KEY_BYTES];
     uint8_t identity[SP_KVX_IDENTITY_BYTES];
     bool same_node; /* by shared memory, when the exporter offers it */
+    bool ucx;       /* otherwise by UCX, when both sides can; else by TCP */
 } sp_kvx_reader_config;
 
 /** A reader of one region; `address` as sp_kvx_region_address() gave it. Connects at the first read.
@@ -129,6 +141,10 @@ SP_NODISCARD sp_status sp_kvx_open(sp_kvx **out, const char *address, const sp_k
 void sp_kvx_close(sp_kvx *k);
 /** Makes a read that is going on, and all later ones, give SP_KVX_PEER soon (100 ms). */
 void sp_kvx_cancel(sp_kvx *k);
-const char *sp_kvx_way(const sp_kvx *k); /* ops->name */
+/** ops->name. Whether tcp has become ucx is known after the first read. */
+const char *sp_kvx_way(const sp_kvx *k);
 
 void sp_kvx_read(sp_kvx *k, const sp_kvx_ask *asks, int n, sp_kvx_fault *faults);
+/** Renews what the exporter has lent (renew), or gives it back. Connects when it is not connected.
+ * SP_KVX_OK: it was taken; SP_KVX_RANGE: this way cannot. */
+sp_kvx_fault sp_kvx_lease(sp_kvx *k, uint64_t lease, bool renew);

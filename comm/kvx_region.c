@@ -131,12 +131,12 @@ static sp_status check_block(const sp_kvx_region *r, uint32_t block, sp_err *err
     return SP_FAIL(err, SP_E_INVALID, "KV block %u, want below %d", block, r->shape.n_blocks);
 }
 
-static void sum_pieces(const sp_kvx_region *r, sp_kvx_slot *s, uint32_t block,
-                       uint32_t generation) {
+static void sum_pieces(const sp_kvx_region *r, sp_kvx_slot *s, uint32_t block, uint32_t generation,
+                       uint64_t name) {
     const sp_kvx_shape *h = &r->shape;
     const size_t bytes = sp_kvx_piece_bytes(h);
     const unsigned char *p = r->base + r->head.kv_offset + (size_t)block * h->block_bytes;
-    uint64_t seed = sp_kvx_seed_block(r->seed_base, block, generation);
+    uint64_t seed = sp_kvx_seed_block(r->seed_base, block, generation, name);
     size_t i = 0;
     for (int32_t l = 0; l < h->n_layers; l++)
         for (int is_value = 0; is_value < 2; is_value++)
@@ -147,13 +147,15 @@ static void sum_pieces(const sp_kvx_region *r, sp_kvx_slot *s, uint32_t block,
                     memory_order_relaxed);
 }
 
-sp_status sp_kvx_seal(sp_kvx_region *r, uint32_t block, uint32_t generation, sp_err *err) {
+sp_status sp_kvx_seal(sp_kvx_region *r, uint32_t block, uint32_t generation, uint64_t name,
+                      sp_err *err) {
     SP_TRY(check_block(r, block, err));
     if (generation == 0)
         return SP_FAIL(err, SP_E_INVALID, "KV block %u cannot be sealed as generation 0", block);
     sp_kvx_slot *s = slot_of(r, block);
     unseal(s);
-    sum_pieces(r, s, block, generation);
+    sum_pieces(r, s, block, generation, name);
+    atomic_store_explicit(&s->name, name, memory_order_relaxed);
     atomic_store_explicit(&s->generation, generation, memory_order_release);
     return SP_OK;
 }

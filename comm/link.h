@@ -50,6 +50,10 @@ typedef enum sp_frame_type {
     SP_FRAME_KV_PULL,   /* head -> rank: blocks to read from another group */
     SP_FRAME_KV_PULLED, /* rank -> head: what became of each */
     SP_FRAME_KV_FREE,   /* head -> rank: blocks that nobody may read any more */
+    SP_FRAME_KV_RENEW,  /* rank -> head: still pulling */
+    SP_FRAME_KV_SOURCE, /* head -> rank: a group of another pod */
+    SP_FRAME_KV_LEAVE,  /* head -> rank: what another pod lent is given back */
+    SP_FRAME_KV_LEASE,  /* rank -> head: a reader of another pod renews, or gives back */
     SP_FRAME_TYPE_END
 } sp_frame_type;
 

@@ -5,10 +5,14 @@
 
 #ifndef SP_HAVE_UCX
 
-sp_status sp_ucx_open(sp_ucx **out, sp_err *err) {
-    (void)out;
+static sp_status refuse(sp_err *err) {
     return SP_FAIL(err, SP_E_UNSUPPORTED,
                    "this build has no ucx: its headers were not there when it was compiled");
+}
+
+sp_status sp_ucx_open(sp_ucx **out, sp_err *err) {
+    (void)out;
+    return refuse(err);
 }
 
 void sp_ucx_close(sp_ucx *u) {
@@ -26,6 +30,20 @@ const char *sp_ucx_version(const sp_ucx *u) {
     return "none";
 }
 
+sp_status sp_ucx_home_open(sp_ucx_home **out, sp_err *err) {
+    (void)out;
+    return refuse(err);
+}
+
+void sp_ucx_home_close(sp_ucx_home *h) {
+    (void)h;
+}
+
+sp_status sp_ucx_open_at(sp_ucx **out, sp_ucx_home *h, sp_err *err) {
+    (void)out, (void)h;
+    return refuse(err);
+}
+
 #else
 
 #include <ucp/api/ucp.h>
@@ -34,6 +52,7 @@ const char *sp_ucx_version(const sp_ucx *u) {
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -95,9 +114,15 @@ typedef struct kept {
     void *memory;
 } kept;
 
+struct sp_ucx_home {
+    ucx_calls call;
+    ucp_context_h context;
+};
+
 struct sp_ucx {
     ucx_calls call;
     ucp_context_h context;
+    bool at_home; /* the context is a home's */
     ucp_worker_h worker;
     ucp_address_t *address;
     size_t address_bytes;
@@ -165,43 +190,50 @@ static sp_status load(ucx_calls *call, sp_err *err) {
 
 /* ---- context and worker ---- */
 
+static const struct {
+    const char *variable, *name, *value;
+    const char *at_home; /* NULL: the same */
+    bool must;
+} settings[] = {
+    {"UCX_TLS", "TLS", "tcp,self,cma,ib", NULL, true},
+    {"UCX_RNDV_THRESH", "RNDV_THRESH", "inf", NULL, true},
+    {"UCX_ZCOPY_THRESH", "ZCOPY_THRESH", "4096", "inf", true},
+    {"UCX_WARN_INVALID_CONFIG", "WARN_INVALID_CONFIG", "n", NULL, false},
+};
+
 /* What the user says in UCX_* stands. */
-static sp_status configure(sp_ucx *u, ucp_config_t *config, sp_err *err) {
-    static const struct {
-        const char *variable, *name, *value;
-        bool must;
-    } settings[] = {
-        {"UCX_TLS", "TLS", "tcp,self,cma,ib", true},
-        {"UCX_RNDV_THRESH", "RNDV_THRESH", "inf", true},
-        {"UCX_ZCOPY_THRESH", "ZCOPY_THRESH", "4096", true},
-        {"UCX_WARN_INVALID_CONFIG", "WARN_INVALID_CONFIG", "n", false},
-    };
+static sp_status configure(const ucx_calls *call, ucp_config_t *config, bool is_home, sp_err *err) {
     for (size_t i = 0; i < SP_LEN(settings); i++) {
         if (getenv(settings[i].variable)) continue;
-        ucs_status_t st = u->call.ucp_config_modify(config, settings[i].name, settings[i].value);
+        const char *value =
+            is_home && settings[i].at_home ? settings[i].at_home : settings[i].value;
+        ucs_status_t st = call->ucp_config_modify(config, settings[i].name, value);
         if (st != UCS_OK && settings[i].must)
             return SP_FAIL(err, SP_E_DEVICE, "ucx does not take '%s' as '%s': %s", settings[i].name,
-                           settings[i].value, u->call.ucs_status_string(st));
+                           value, call->ucs_status_string(st));
     }
     return SP_OK;
 }
 
-static sp_status open_context(sp_ucx *u, sp_err *err) {
+static sp_status open_context(const ucx_calls *call, ucp_context_h *out, bool is_home,
+                              sp_err *err) {
     ucp_config_t *config;
-    ucs_status_t st = u->call.ucp_config_read(NULL, NULL, &config);
+    ucs_status_t st = call->ucp_config_read(NULL, NULL, &config);
     if (st != UCS_OK)
         return SP_FAIL(err, SP_E_DEVICE, "ucx refuses its settings (UCX_*): %s",
-                       u->call.ucs_status_string(st));
-    sp_status status = configure(u, config, err);
+                       call->ucs_status_string(st));
+    sp_status status = configure(call, config, is_home, err);
     if (status == SP_OK) {
-        ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES,
-                               .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP};
-        st = u->call.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, &u->context);
+        ucp_params_t params = {.field_mask =
+                                   UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED,
+                               .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP,
+                               .mt_workers_shared = is_home};
+        st = call->ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, out);
         if (st != UCS_OK)
             status =
-                SP_FAIL(err, SP_E_DEVICE, "ucx does not start: %s", u->call.ucs_status_string(st));
+                SP_FAIL(err, SP_E_DEVICE, "ucx does not start: %s", call->ucs_status_string(st));
     }
-    u->call.ucp_config_release(config);
+    call->ucp_config_release(config);
     return status;
 }
 
@@ -228,7 +260,7 @@ sp_status sp_ucx_open(sp_ucx **out, sp_err *err) {
     if (!u) return SP_FAIL(err, SP_E_NOMEM, "no memory for a ucx worker");
     sp_status st = load(&u->call, err);
     if (st != SP_OK) goto free_u;
-    st = open_context(u, err);
+    st = open_context(&u->call, &u->context, false, err);
     if (st != SP_OK) goto free_u;
     st = open_worker(u, err);
     if (st != SP_OK) goto cleanup;
@@ -242,6 +274,20 @@ free_u:
     return st;
 }
 
+sp_status sp_ucx_open_at(sp_ucx **out, sp_ucx_home *h, sp_err *err) {
+    sp_ucx *u = sp_try_alloc(sizeof *u);
+    if (!u) return SP_FAIL(err, SP_E_NOMEM, "no memory for a ucx worker");
+    u->call = h->call;
+    u->context = h->context;
+    u->at_home = true;
+    sp_status st = open_worker(u, err);
+    if (st != SP_OK)
+        sp_free(u);
+    else
+        *out = u;
+    return st;
+}
+
 void sp_ucx_close(sp_ucx *u) {
     if (!u) return;
     SP_ASSERT(u->n_groups == 0);
@@ -252,7 +298,7 @@ void sp_ucx_close(sp_ucx *u) {
     }
     u->call.ucp_worker_release_address(u->worker, u->address);
     u->call.ucp_worker_destroy(u->worker);
-    u->call.ucp_cleanup(u->context);
+    if (!u->at_home) u->call.ucp_cleanup(u->context);
     while (u->kept) {
         kept *k = u->kept;
         u->kept = k->next;
@@ -269,6 +315,26 @@ const void *sp_ucx_address(const sp_ucx *u, size_t *bytes) {
 
 const char *sp_ucx_version(const sp_ucx *u) {
     return u->call.ucp_get_version_string();
+}
+
+/* ---- a home of several workers ---- */
+
+sp_status sp_ucx_home_open(sp_ucx_home **out, sp_err *err) {
+    sp_ucx_home *h = sp_try_alloc(sizeof *h);
+    if (!h) return SP_FAIL(err, SP_E_NOMEM, "no memory for a ucx context");
+    sp_status st = load(&h->call, err);
+    if (st == SP_OK) st = open_context(&h->call, &h->context, true, err);
+    if (st != SP_OK)
+        sp_free(h);
+    else
+        *out = h;
+    return st;
+}
+
+void sp_ucx_home_close(sp_ucx_home *h) {
+    if (!h) return;
+    h->call.ucp_cleanup(h->context);
+    sp_free(h);
 }
 
 /* ---- peers ---- */
@@ -434,15 +500,52 @@ void sp_ucx_send(sp_ucx *u, sp_ucx_peer_link *p, sp_ucx_req *r, uint64_t tag, co
                     : u->call.ucp_tag_send_nbx(p->ep, data, bytes, tag, &param));
 }
 
-void sp_ucx_recv(sp_ucx *u, sp_ucx_req *r, uint64_t tag, uint64_t mask, void *data, size_t bytes) {
+/* UCX's own list of places is laid out as the system's. */
+_Static_assert(sizeof(ucp_dt_iov_t) == sizeof(struct iovec) &&
+                   offsetof(ucp_dt_iov_t, buffer) == offsetof(struct iovec, iov_base) &&
+                   offsetof(ucp_dt_iov_t, length) == offsetof(struct iovec, iov_len),
+               "the same list");
+
+void sp_ucx_send_all(sp_ucx *u, sp_ucx_peer_link *p, sp_ucx_req *r, uint64_t tag,
+                     const struct iovec *v, size_t n) {
+    if (n == 1) { /* not as a list of one: UCX has shorter ways for a single place */
+        sp_ucx_send(u, p, r, tag, v->iov_base, v->iov_len, false);
+        return;
+    }
     prepare(r, u);
-    /* 1.13 tells tag and length of a message that was there already only to the callback. */
+    if (refuse_lost(r, p)) return;
     ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
                                                  UCP_OP_ATTR_FIELD_USER_DATA |
-                                                 UCP_OP_ATTR_FLAG_NO_IMM_CMPL,
+                                                 UCP_OP_ATTR_FIELD_DATATYPE,
+                                 .datatype = ucp_dt_make_iov(),
+                                 .cb.send = on_sent,
+                                 .user_data = r};
+    started(r, u->call.ucp_tag_send_nbx(p->ep, v, n, tag, &param));
+}
+
+static void receive(sp_ucx *u, sp_ucx_req *r, uint64_t tag, uint64_t mask, void *data, size_t n,
+                    ucp_datatype_t type) {
+    prepare(r, u);
+    /* 1.13 tells tag and length of a message that was there already only to the callback. */
+    ucp_request_param_t param = {.op_attr_mask =
+                                     UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                                     UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL,
+                                 .datatype = type,
                                  .cb.recv = on_received,
                                  .user_data = r};
-    started(r, u->call.ucp_tag_recv_nbx(u->worker, data, bytes, tag, mask, &param));
+    started(r, u->call.ucp_tag_recv_nbx(u->worker, data, n, tag, mask, &param));
+}
+
+void sp_ucx_recv(sp_ucx *u, sp_ucx_req *r, uint64_t tag, uint64_t mask, void *data, size_t bytes) {
+    receive(u, r, tag, mask, data, bytes, ucp_dt_make_contig(1));
+}
+
+void sp_ucx_recv_all(sp_ucx *u, sp_ucx_req *r, uint64_t tag, uint64_t mask, const struct iovec *v,
+                     size_t n) {
+    if (n == 1)
+        receive(u, r, tag, mask, v->iov_base, v->iov_len, ucp_dt_make_contig(1));
+    else
+        receive(u, r, tag, mask, (void *)(uintptr_t)v, n, ucp_dt_make_iov());
 }
 
 void sp_ucx_cancel(sp_ucx *u, sp_ucx_req *r) {
@@ -471,12 +574,17 @@ bool sp_ucx_progress(sp_ucx *u) {
     return u->call.ucp_worker_progress(u->worker) != 0;
 }
 
-void sp_ucx_sleep(sp_ucx *u, int wake_fd, int64_t ns) {
+short sp_ucx_sleep_on(sp_ucx *u, int fd, short events, int64_t ns) {
     /* BUSY: something came since the last progress. */
-    if (u->call.ucp_worker_arm(u->worker) != UCS_OK || ns <= 0) return;
-    struct pollfd fds[2] = {{.fd = u->fd, .events = POLLIN}, {.fd = wake_fd, .events = POLLIN}};
+    if (u->call.ucp_worker_arm(u->worker) != UCS_OK || ns <= 0) return 0;
+    struct pollfd fds[2] = {{.fd = u->fd, .events = POLLIN}, {.fd = fd, .events = events}};
     struct timespec t = {.tv_sec = (time_t)(ns / SP_NS_PER_S), .tv_nsec = (long)(ns % SP_NS_PER_S)};
-    ppoll(fds, 2, &t, NULL); /* early returns are fine: the caller looks again */
+    int n = ppoll(fds, 2, &t, NULL); /* early returns are fine: the caller looks again */
+    return n > 0 ? fds[1].revents : 0;
+}
+
+void sp_ucx_sleep(sp_ucx *u, int wake_fd, int64_t ns) {
+    (void)sp_ucx_sleep_on(u, wake_fd, POLLIN, ns);
 }
 
 /* ---- groups ---- */

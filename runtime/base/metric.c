@@ -27,5 +27,14 @@ void sp_histogram_observe(sp_histogram *h, double v) {
     int i = 0;
     while (i < h->n_bounds && v > h->bounds[i]) i++;
     atomic_fetch_add_explicit(&h->buckets[i], 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&h->sum_micro, (uint64_t)(v * 1e6), memory_order_relaxed);
+    uint64_t whole = (uint64_t)v;
+    atomic_fetch_add_explicit(&h->sum_whole, whole, memory_order_relaxed);
+    atomic_fetch_add_explicit(&h->sum_micro, (uint64_t)((v - (double)whole) * 1e6),
+                              memory_order_relaxed);
+}
+
+double sp_histogram_sum(const sp_histogram *h) {
+    sp_histogram *w = (sp_histogram *)h;
+    return (double)atomic_load_explicit(&w->sum_whole, memory_order_relaxed) +
+           (double)atomic_load_explicit(&w->sum_micro, memory_order_relaxed) / 1e6;
 }

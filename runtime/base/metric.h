@@ -25,7 +25,8 @@ typedef struct sp_histogram {
     const double *bounds;
     int n_bounds;                                        /* <= SP_METRIC_BUCKETS_MAX */
     _Atomic uint64_t buckets[SP_METRIC_BUCKETS_MAX + 1]; /* not cumulative; last is +Inf */
-    _Atomic uint64_t sum_micro;                          /* sum of values in millionths */
+    /* The sum of values: whole ones, and millionths of what is left of each. Bytes fit for ever. */
+    _Atomic uint64_t sum_whole, sum_micro;
 } sp_histogram;
 
 void sp_counter_add(sp_counter *c, uint64_t n);
@@ -34,3 +35,4 @@ void sp_gauge_set(sp_gauge *g, int64_t v);
 int64_t sp_gauge_get(const sp_gauge *g);
 void sp_histogram_init(sp_histogram *h, const double *bounds, int n_bounds);
 void sp_histogram_observe(sp_histogram *h, double v); /* negative values count as 0 */
+double sp_histogram_sum(const sp_histogram *h);

@@ -32,8 +32,17 @@ static void a_value_falls_into_the_first_bucket_that_holds_it(void) {
         sp_histogram_init(&h, bounds, 3);
         sp_histogram_observe(&h, cases[i].v);
         for (int b = 0; b < 4; b++) CU_ASSERT_EQUAL(h.buckets[b], b == cases[i].bucket);
-        CU_ASSERT_EQUAL(h.sum_micro, cases[i].v > 0 ? (uint64_t)(cases[i].v * 1e6) : 0);
+        CU_ASSERT_DOUBLE_EQUAL(sp_histogram_sum(&h), cases[i].v > 0 ? cases[i].v : 0, 1e-6);
     }
+}
+
+/* A year of bytes at 100 GB/s. */
+static void a_sum_of_many_large_values_does_not_wrap(void) {
+    static const double bounds[] = {1e9};
+    sp_histogram h = {0};
+    sp_histogram_init(&h, bounds, 1);
+    for (int i = 0; i < 3200000; i++) sp_histogram_observe(&h, 1e12);
+    CU_ASSERT_EQUAL(sp_histogram_sum(&h), 3.2e18);
 }
 
 static void a_histogram_may_have_the_most_buckets_there_are(void) {
@@ -70,11 +79,12 @@ static void threads_lose_no_update(void) {
     for (int i = 0; i < 4; i++) pthread_join(t[i], NULL);
     CU_ASSERT_EQUAL(sp_counter_get(&s.c), 80000);
     CU_ASSERT_EQUAL(s.h.buckets[0], 80000);
-    CU_ASSERT_EQUAL(s.h.sum_micro, UINT64_C(80000) * 250000);
+    CU_ASSERT_EQUAL(sp_histogram_sum(&s.h), 20000);
     CU_ASSERT_EQUAL(sp_gauge_get(&s.g), 19999);
 }
 
 SP_TEST_MAIN("runtime/base/metric", SP_TEST(a_counter_adds_and_a_gauge_is_set),
              SP_TEST(a_value_falls_into_the_first_bucket_that_holds_it),
+             SP_TEST(a_sum_of_many_large_values_does_not_wrap),
              SP_TEST(a_histogram_may_have_the_most_buckets_there_are),
              SP_TEST(threads_lose_no_update))
