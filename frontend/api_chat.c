@@ -99,7 +99,7 @@ static void put_last(sp_gen *g, sp_gen_choice *c, sp_buf *out) {
     sp_jw w = {.out = out, .comma = true};
     sp_gen_put_finish(g, c, &w);
     sp_buf_putc(out, '}');
-    sp_gen_put_chunk_tail(g, c, out);
+    sp_gen_put_last_tail(g, c, out);
 }
 
 static void put_message(const sp_gen_choice *c, sp_jw *w) {

@@ -87,6 +87,10 @@ static void check(sp_gen *g, sp_fields *f, const sp_json_node *root) {
     g->own = own;
     own->prompt = sp_json_find(root, "prompt");
     check_prompt(g, f, own);
+    /* An answer has one set of blocks to lend, and a request brings one. */
+    if (own->is_list && sp_json_count(own->prompt) > 1 && (g->opt.kv.lend || g->opt.kv.borrow))
+        sp_fields_bad(f, "prompt", "with kv_transfer_params want one prompt, got %d",
+                      sp_json_count(own->prompt));
     const sp_json_node *suffix = sp_json_find(root, "suffix");
     if (sp_json_type_of(suffix) == SP_JSON_STRING && sp_json_string(suffix).len > 0)
         sp_fields_bad(f, "suffix", "is not supported by this model");
@@ -271,7 +275,7 @@ static void put_last(sp_gen *g, sp_gen_choice *c, sp_buf *out) {
     sp_jw w = {.out = out, .comma = true};
     sp_gen_put_finish(g, c, &w);
     sp_buf_putc(out, '}');
-    sp_gen_put_chunk_tail(g, c, out);
+    sp_gen_put_last_tail(g, c, out);
 }
 
 static void put_choice(sp_gen *g, const sp_gen_choice *c, sp_jw *w) {

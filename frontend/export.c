@@ -3,6 +3,7 @@
 #include "frontend/generate.h"
 #include "frontend/route.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/mem.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,7 +69,7 @@ static void histogram(text *t, const char *name, const char *help, const sp_hist
         sp_buf_printf(t->out, "\",%s} %llu\n", t->labels, (unsigned long long)total);
     }
     sp_buf_printf(t->out, "%s_sum{%s} ", name, t->labels);
-    put_number(t->out, (double)h->sum_micro / 1e6);
+    put_number(t->out, sp_histogram_sum(h));
     sp_buf_printf(t->out, "\n%s_count{%s} %llu\n", name, t->labels, (unsigned long long)total);
 }
 
@@ -108,6 +109,16 @@ static void put_cache_config(text *t, const sp_front *front) {
                   front->config.prefix_caching ? "True" : "False");
 }
 
+/* The figures are read one after the other while they move, so the rest may seem less than none. */
+static void put_sources(text *t, double prompt, double cached, double moved) {
+    static const char name[] = "vllm:prompt_tokens_by_source_total";
+    double computed = prompt - cached - moved;
+    family(t->out, name, "counter", "Number of prompt tokens by where their KV came from.");
+    series(t, name, "source=\"local_compute\",", computed > 0 ? computed : 0);
+    series(t, name, "source=\"local_cache_hit\",", cached);
+    series(t, name, "source=\"external_kv_transfer\",", moved);
+}
+
 static void put_counters(text *t, const sp_engine_metrics *m) {
     double prompt = (double)sp_counter_get(&m->prompt_tokens);
     double cached = (double)sp_counter_get(&m->prompt_tokens_cached);
@@ -125,21 +136,18 @@ static void put_counters(text *t, const sp_engine_metrics *m) {
          (double)sp_counter_get(&m->prefix_queries)},
         {"vllm:prefix_cache_hits_total", "Prefix cache hits, in tokens.",
          (double)sp_counter_get(&m->prefix_hits)},
-        /* There is no cache of another server and none of media: never asked, never hit. */
+        /* Another pod that lends its blocks is a cache outside this one. */
         {"vllm:external_prefix_cache_queries_total", "External prefix cache queries, in tokens.",
-         0},
-        {"vllm:external_prefix_cache_hits_total", "External prefix cache hits, in tokens.", 0},
+         (double)sp_counter_get(&m->kv_queries)},
+        {"vllm:external_prefix_cache_hits_total", "External prefix cache hits, in tokens.",
+         (double)sp_counter_get(&m->kv_hits)},
+        /* There is no cache of media: never asked, never hit. */
         {"vllm:mm_cache_queries_total", "Multi-modal cache queries, in items.", 0},
         {"vllm:mm_cache_hits_total", "Multi-modal cache hits, in items.", 0},
     };
     for (size_t i = 0; i < SP_LEN(rows); i++)
         one(t, rows[i].name, "counter", rows[i].help, rows[i].v);
-    family(t->out, "vllm:prompt_tokens_by_source_total", "counter",
-           "Number of prompt tokens by where their KV came from.");
-    series(t, "vllm:prompt_tokens_by_source_total", "source=\"local_compute\",",
-           prompt > cached ? prompt - cached : 0);
-    series(t, "vllm:prompt_tokens_by_source_total", "source=\"local_cache_hit\",", cached);
-    series(t, "vllm:prompt_tokens_by_source_total", "source=\"external_kv_transfer\",", 0);
+    put_sources(t, prompt, cached, (double)sp_counter_get(&m->kv_prompt_tokens));
 }
 
 static void put_finished(text *t, const sp_engine_metrics *m) {
@@ -244,6 +252,112 @@ static void put_kv(text *t, const sp_engine_metrics *m) {
               "From the choice of groups to the request given to decode.", &m->handoff_s);
 }
 
+/* Under the names that dashboards of vLLM's NIXL connector have; ours move by ranks' own means. */
+static void put_transfers(text *t, const sp_engine_metrics *m) {
+    histogram(t, "vllm:nixl_xfer_time_seconds", "Duration of KV cache transfers in seconds.",
+              &m->kv_xfer_s);
+    histogram(t, "vllm:nixl_post_time_seconds",
+              "Time from blocks that can be pulled to the pull's begin in seconds.", &m->kv_post_s);
+    histogram(t, "vllm:nixl_bytes_transferred", "Bytes of a KV cache transfer.", &m->kv_xfer_bytes);
+    histogram(t, "vllm:nixl_num_descriptors", "Blocks of a KV cache transfer.", &m->kv_xfer_blocks);
+    one(t, "vllm:nixl_num_failed_transfers_total", "counter",
+        "KV cache transfers of which a block did not come.",
+        (double)sp_counter_get(&m->kv_failed_xfers));
+    one(t, "vllm:nixl_num_failed_notifications_total", "counter",
+        "Renewals and returns of leases that did not reach who lent the blocks.",
+        (double)sp_counter_get(&m->kv_failed_notices));
+    one(t, "vllm:nixl_num_kv_expired_reqs_total", "counter",
+        "Requests whose lent blocks were not fetched within their lease.",
+        (double)sp_counter_get(&m->kv_expired));
+    one(t, "superpod:kv_lent_blocks", "gauge", "KV blocks kept for other pods now.",
+        (double)sp_gauge_get(&m->kv_lent));
+}
+
+static void put_refusals(text *t, const sp_front *front) {
+    family(t->out, "superpod:kv_handles_refused_total", "counter",
+           "Lent KV blocks turned away with their request's arrival, by why.");
+    for (int i = SP_KV_REFUSED_NOT + 1; i < SP_KV_REFUSAL_COUNT; i++) {
+        char more[64];
+        snprintf(more, sizeof more, "reason=\"%s\",", sp_kv_refusal_name((sp_kv_refusal)i));
+        series(t, "superpod:kv_handles_refused_total", more, (double)front->kv_refused[i]);
+    }
+}
+
+/* pool="…",role="…", */
+static void put_pool_labels(sp_buf *b, const sp_engine_group_status *g) {
+    sp_buf_puts(b, "pool=\"");
+    put_escaped(b, g->pool);
+    sp_buf_printf(b, "\",role=\"%s\",", sp_pool_role_name(g->role));
+}
+
+static bool same_pool(const sp_engine_group_status *a, const sp_engine_group_status *b) {
+    return a->role == b->role && strcmp(a->pool, b->pool) == 0;
+}
+
+static void put_pool_sizes(text *t, const sp_engine_group_status *groups, int n, sp_buf *more) {
+    family(t->out, "superpod:pool_groups", "gauge", "Groups of ranks of a pool, by role.");
+    for (int i = 0; i < n; i++) {
+        int alike = 0, before = 0;
+        for (int k = 0; k < n; k++)
+            if (same_pool(&groups[i], &groups[k])) alike++, before += k < i;
+        if (before) continue; /* counted with the first of them */
+        sp_buf_clear(more);
+        put_pool_labels(more, &groups[i]);
+        series(t, "superpod:pool_groups", more->ptr ? more->ptr : "", alike);
+    }
+}
+
+static double figure_of(const sp_engine_group_status *g, int which) {
+    const double figures[] = {g->running,
+                              g->waiting,
+                              g->blocks_used,
+                              g->blocks_total,
+                              (double)g->load_tokens,
+                              (double)g->prompt_tokens,
+                              (double)g->generated_tokens};
+    return figures[which];
+}
+
+static void put_pool_figures(text *t, const sp_engine_group_status *groups, int n, sp_buf *more) {
+    static const struct {
+        const char *name, *help;
+        bool is_counter;
+    } rows[] = {
+        {"superpod:pool_running", "Requests in model execution batches of a group of ranks."},
+        {"superpod:pool_waiting", "Requests waiting at a group of ranks."},
+        {"superpod:pool_blocks_used", "KV blocks of a group of ranks that are in use."},
+        {"superpod:pool_blocks_total", "KV blocks of a group of ranks."},
+        {"superpod:pool_load_tokens", "Tokens of all requests that a group of ranks has."},
+        {"superpod:pool_prompt_tokens_total", "Prompt tokens that a group has computed.", true},
+        {"superpod:pool_generated_tokens_total", "Tokens that a group has drawn.", true}};
+    for (int k = 0; k < (int)SP_LEN(rows); k++) {
+        family(t->out, rows[k].name, rows[k].is_counter ? "counter" : "gauge", rows[k].help);
+        for (int i = 0; i < n; i++) {
+            sp_buf_clear(more);
+            sp_buf_printf(more, "group=\"%d\",", i);
+            put_pool_labels(more, &groups[i]);
+            series(t, rows[k].name, more->ptr ? more->ptr : "", figure_of(&groups[i], k));
+        }
+    }
+}
+
+static void put_pools(text *t, const sp_front *front) {
+    int n = sp_engine_group_count(front->engine);
+    sp_engine_group_status *groups = sp_try_alloc_array((size_t)n + 1, sizeof *groups);
+    sp_buf more;
+    sp_buf_init(&more, 0);
+    if (!groups) t->out->failed = true;
+    for (int i = 0; groups && i < n; i++)
+        if (!sp_engine_group_info(front->engine, i, &groups[i])) n = i;
+    if (groups) {
+        put_pool_sizes(t, groups, n, &more);
+        put_pool_figures(t, groups, n, &more);
+    }
+    if (more.failed) t->out->failed = true;
+    sp_buf_fini(&more);
+    sp_free(groups);
+}
+
 static void put_http_counts(sp_buf *b, const sp_route_stats *s) {
     static const char *const classes[SP_STATUS_CLASSES] = {"1xx", "2xx", "3xx", "4xx", "5xx"};
     family(b, "http_requests_total", "counter",
@@ -307,6 +421,9 @@ void sp_export_metrics(sp_front *front, sp_buf *out) {
     put_histograms(&t, m);
     put_own(&t, front, m);
     put_kv(&t, m);
+    put_transfers(&t, m);
+    put_refusals(&t, front);
+    put_pools(&t, front);
     put_http_counts(out, front->routes);
     put_http_durations(out, front->routes);
     sp_buf_fini(&labels);

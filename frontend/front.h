@@ -9,6 +9,7 @@
 
 #include "frontend/auth.h"
 #include "frontend/http.h"
+#include "frontend/kv_transfer.h"
 #include "frontend/limit.h"
 #include "frontend/request.h"
 #include "frontend/server.h"
@@ -32,6 +33,7 @@ typedef struct sp_front {
     sp_route_stats *routes; /* figures by route, route.c */
     bool draining;
     uint64_t n_events, event_cpu_ns; /* engine events handled, and the loop's CPU time for them */
+    uint64_t kv_refused[SP_KV_REFUSAL_COUNT]; /* lent blocks turned away, by why */
 } sp_front;
 
 /** Whether new work is taken; if not, `why` says so in words. */

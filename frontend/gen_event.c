@@ -42,6 +42,27 @@ void sp_gen_put_chunk_tail(sp_gen *g, const sp_gen_choice *c, sp_buf *out) {
     sp_gen_put_chunk_tail_open(g, c, out);
 }
 
+/* What another pod needs to take the prompt's blocks over. */
+static void put_kv(const sp_gen *g, sp_jw *w) {
+    sp_kv_offer offer = {.handle = g->kv,
+                         .request_id = g->id,
+                         .port = sp_http_port(g->front->http),
+                         .now_unix_ms = sp_kv_transfer_now_ms()};
+    sp_jw_key(w, "kv_transfer_params");
+    sp_kv_transfer_put(w, &offer, g->front->config.kv);
+}
+
+void sp_gen_put_last_tail(sp_gen *g, const sp_gen_choice *c, sp_buf *out) {
+    sp_buf_putc(out, ']');
+    /* The engine lends them with its very last event: only then it is known what. */
+    if (g->opt.kv.lend && g->n_live == 0 && !g->kv_told) {
+        sp_jw w = {.out = out, .comma = true};
+        put_kv(g, &w);
+        g->kv_told = true;
+    }
+    sp_gen_put_chunk_tail_open(g, c, out);
+}
+
 sp_token_style sp_gen_token_style(const sp_gen *g) {
     return (sp_token_style){g->env.tokenizer, g->opt.return_tokens_as_ids};
 }
@@ -130,6 +151,7 @@ static void reply_whole(sp_gen *g) {
     sp_jw_key(&w, "usage"), sp_put_usage(&w, usage_of(g, NULL));
     sp_jw_key(&w, "system_fingerprint"), sp_jw_null(&w);
     sp_jw_key(&w, "service_tier"), sp_jw_null(&w);
+    if (g->opt.kv.lend) put_kv(g, &w);
     sp_jw_object_end(&w);
     sp_http_call *call = g->call;
     g->call = NULL;
@@ -214,8 +236,16 @@ static bool has_failed(const sp_gen *g, const sp_gen_choice *c) {
     return failed;
 }
 
+/* Before anything else: the event may be of a choice that a stop string ended here already. */
+static void take_kv(sp_gen *g, sp_event *ev) {
+    if (!ev->kv || !g->opt.kv.lend || g->kv) return;
+    g->kv = ev->kv;
+    ev->kv = NULL;
+}
+
 void sp_gen_take_event(sp_gen *g, sp_gen_prompt *p, sp_event *ev) {
     if (ev->choice < 0 || ev->choice >= g->opt.params.n) return;
+    take_kv(g, ev);
     sp_gen_choice *c = &g->choices[(p - g->prompts) * g->opt.params.n + ev->choice];
     if (c->finish != SP_FINISH_NONE) return;
     if (ev->finish == SP_FINISH_ERROR || ev->finish == SP_FINISH_ABORT) {

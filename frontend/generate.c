@@ -123,6 +123,7 @@ void sp_gen_end(sp_gen *g) {
     sp_limit_drop(&g->front->limit, g->n_body);
     sp_buf_fini(&g->body);
     sp_buf_fini(&g->chunk_head);
+    sp_free(g->kv);
     sp_arena_fini(&g->arena);
     sp_free(g);
 }
@@ -339,7 +340,9 @@ static sp_status submit(sp_gen *g, int prompt, sp_err *err) {
                              .params = &params,
                              .deadline_ns = g->deadline_ns,
                              .priority = g->opt.has_priority ? g->opt.priority : g->header_priority,
-                             .cache_salt = g->opt.cache_salt};
+                             .cache_salt = g->opt.cache_salt,
+                             .keep_kv = g->opt.kv.lend,
+                             .kv_from = g->opt.kv.from};
     sp_status st = sp_engine_submit(g->front->engine, &req, &p->engine_id, err);
     if (st != SP_OK)
         drop_slot(all, s);
@@ -364,6 +367,7 @@ static void submit_all(sp_gen *g) {
 static void done(sp_text_job *job) {
     sp_gen *g = (sp_gen *)job;
     g->in_text = false;
+    g->front->kv_refused[g->opt.kv.refusal]++;
     if (!g->call)
         sp_gen_end(g);
     else if (g->fault.http)

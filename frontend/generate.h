@@ -82,6 +82,8 @@ struct sp_gen {
     int64_t created_s, deadline_ns, written_ns;
     sp_gen_prompt *prompts;
     sp_gen_choice *choices; /* [n_prompts * n] */
+    sp_kv_handle *kv;       /* what the engine lent of the prompt's blocks; owned */
+    bool kv_told;           /* streaming: the client has been told of it */
     int n_prompts, n_choices, n_live;
     sp_buf chunk_head; /* the beginning of every chunk, up to a choice's index */
 };
@@ -107,6 +109,8 @@ void sp_gen_put_chunk_head(sp_gen *g, const sp_gen_choice *c, sp_buf *out);
 void sp_gen_put_chunk_tail(sp_gen *g, const sp_gen_choice *c, sp_buf *out); /* after choices[0] */
 /** The same where the list of choices is closed already and another member was written. */
 void sp_gen_put_chunk_tail_open(sp_gen *g, const sp_gen_choice *c, sp_buf *out);
+/** The tail of a choice's last chunk, which may have what is told once a request. */
+void sp_gen_put_last_tail(sp_gen *g, const sp_gen_choice *c, sp_buf *out);
 sp_token_style sp_gen_token_style(const sp_gen *g);
 /** finish_reason and stop_reason. */
 void sp_gen_put_finish(const sp_gen *g, const sp_gen_choice *c, sp_jw *w);

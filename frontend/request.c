@@ -333,9 +333,9 @@ static void refuse_formats(sp_fields *f, const sp_json_node *root) {
 }
 
 static void refuse_others(sp_fields *f, const sp_json_node *root) {
-    static const char *const names[] = {
-        "kv_transfer_params", "ec_transfer_params", "repetition_detection", "logprob_token_ids",
-        "prompt_embeds",      "logits_processors",  "return_prompt_text"};
+    static const char *const names[] = {"ec_transfer_params", "repetition_detection",
+                                        "logprob_token_ids",  "prompt_embeds",
+                                        "logits_processors",  "return_prompt_text"};
     for (size_t i = 0; i < SP_LEN(names); i++) {
         const sp_json_node *v = sp_json_find(root, names[i]);
         bool off = sp_json_is_null(v) || (sp_json_type_of(v) == SP_JSON_BOOL && !sp_json_bool(v));
@@ -360,6 +360,7 @@ void sp_request_options(sp_fields *f, const sp_json_node *root, const sp_request
     read_token_rules(f, root, env, &o->params);
     read_logprobs(f, root, env->config->max_logprobs, chat, o);
     read_prompt_rules(f, root, env->max_model_len, o);
+    sp_kv_transfer_read(f, root, env->config->kv, sp_kv_transfer_now_ms(), &o->kv);
     refuse_formats(f, root);
     refuse_others(f, root);
 }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "frontend/fields.h"
+#include "frontend/kv_transfer.h"
 #include "frontend/server.h"
 
 #define SP_STOPS_MAX 16
@@ -38,6 +39,7 @@ typedef struct sp_gen_options {
     bool truncate_right;     /* keep the beginning */
     int32_t priority;
     const char *cache_salt; /* NULL: none */
+    sp_kv_transfer kv;      /* blocks of the prompt, from or for another pod */
 } sp_gen_options;
 
 /** Parses a body and counts its values first. `message` is in the arena.

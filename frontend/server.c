@@ -198,6 +198,10 @@ static sp_status check_config(const sp_server_config *c, sp_err *err) {
             return SP_FAIL(err, SP_E_INVALID, "server: %s: want %lld to %lld, got %lld",
                            rows[i].name, (long long)rows[i].min, (long long)rows[i].max,
                            (long long)rows[i].v);
+    const sp_server_kv *kv = c->kv;
+    if (kv &&
+        !(kv->pod && kv->identity && kv->host && kv->source && kv->mac && kv->block_tokens > 0))
+        return SP_FAIL(err, SP_E_INVALID, "server: kv: a field is not set");
     return SP_OK;
 }
 

@@ -24,6 +24,21 @@ typedef struct sp_sampling_defaults {
     int32_t top_k, max_new_tokens;
 } sp_sampling_defaults;
 
+/** What the pod says of itself when it lends KV blocks to another (frontend/kv_transfer.h). */
+typedef struct sp_server_kv {
+    const char *pod;      /* 32 hexadecimal digits: this pod, this life */
+    const char *identity; /* hexadecimal: model, numerics, KV type, block size */
+    const char *host;     /* where its HTTP server is reached, for people */
+    int32_t block_tokens;
+    bool
+        recompute; /* what another pod lent and does not come is computed; else the request fails */
+    /* Appends the text of a group's ranks (runtime/engine/kv_source.h); false: no such group. */
+    bool (*source)(void *ctx, int32_t group, sp_buf *out);
+    /** A proof that only pods with the same secret can make. */
+    void (*mac)(void *ctx, sp_slice text, uint8_t out[32]);
+    void *ctx;
+} sp_server_kv;
+
 typedef struct sp_server_config {
     const char *host; /* listened on; on loopback only Host names of this machine are let in */
     int port;         /* 0: any free one, see sp_server_bound_port() */
@@ -71,6 +86,7 @@ typedef struct sp_server_config {
     void (*pools)(void *ctx, sp_buf *out);
     sp_status (*set_pools)(void *ctx, const sp_json_node *body, sp_err *err);
     void *status_ctx;
+    const sp_server_kv *kv; /* borrowed; NULL: kv_transfer_params are refused, by name */
 } sp_server_config;
 
 #define SP_SERVER_CONFIG_DEFAULT \

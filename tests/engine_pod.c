@@ -206,6 +206,16 @@ void ask_init(ask *a, int32_t n_prompt, int32_t seed) {
     a->n_cached = -1;
 }
 
+void ask_fini(ask *a) {
+    sp_free(a->kv);
+    a->kv = NULL;
+}
+
+static sp_kv_handle *copy_handle(const sp_kv_handle *h) {
+    size_t bytes = sizeof *h + (size_t)h->n_blocks * sizeof h->blocks[0];
+    return memcpy(sp_alloc(bytes), h, bytes);
+}
+
 sp_status ask_submit(pod *p, ask *a, int64_t deadline_ns, sp_err *err) {
     sp_engine_request req = {.user = a,
                              .prompt = a->prompt,
@@ -213,7 +223,9 @@ sp_status ask_submit(pod *p, ask *a, int64_t deadline_ns, sp_err *err) {
                              .params = &a->params,
                              .deadline_ns = deadline_ns,
                              .priority = a->priority,
-                             .cache_salt = a->salt};
+                             .cache_salt = a->salt,
+                             .keep_kv = a->keep_kv,
+                             .kv_from = a->from};
     sp_status st = sp_engine_submit(p->engine, &req, &a->id, err);
     if (st == SP_OK) a->live = true;
     return st;
@@ -221,7 +233,12 @@ sp_status ask_submit(pod *p, ask *a, int64_t deadline_ns, sp_err *err) {
 
 void ask_must_submit(pod *p, ask *a) {
     sp_err err = {0};
-    CU_ASSERT_EQUAL_FATAL(ask_submit(p, a, SP_NEVER, &err), SP_OK);
+    sp_status st = ask_submit(p, a, SP_NEVER, &err);
+    if (st != SP_OK) {
+        char why[160];
+        fprintf(stderr, "%s; %s\n", err.text, sp_engine_why(p->engine, why, sizeof why));
+    }
+    CU_ASSERT_EQUAL_FATAL(st, SP_OK);
 }
 
 static float oracle_row[VOCAB];
@@ -276,6 +293,8 @@ void ask_take(ask *a, const sp_event *ev) {
         a->out[c][a->n_out[c]++] = ev->tokens[i];
         CU_ASSERT_EQUAL(ev->logprobs[i] != NULL, a->params.n_logprobs >= 0);
     }
+    CU_ASSERT(!ev->kv || (a->keep_kv && !a->kv && ev->finish != SP_FINISH_NONE));
+    if (ev->kv) a->kv = copy_handle(ev->kv);
     a->finish[c] = ev->finish;
     a->stop_id[c] = ev->stop_id;
     a->error[c] = ev->error;

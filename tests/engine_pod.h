@@ -66,9 +66,13 @@ typedef struct ask {
     sp_status error[CHOICES_MAX];
     int32_t n_cached, n_rows, n_prompt_logprobs;
     char text[120];
+    bool keep_kv;
+    const sp_kv_import *from;
+    sp_kv_handle *kv; /* that came with the last event; ask_fini() */
 } ask;
 
 void ask_init(ask *a, int32_t n_prompt, int32_t seed); /* greedy, 16 tokens, no EOS */
+void ask_fini(ask *a);
 sp_status ask_submit(pod *p, ask *a, int64_t deadline_ns, sp_err *err);
 void ask_must_submit(pod *p, ask *a);
 void ask_take(ask *a, const sp_event *ev);

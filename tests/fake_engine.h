@@ -1,13 +1,15 @@
 /* tests/fake_engine.h - an engine of one thread that says a script; for tests of the front end.
  *
  * Every answer is the bytes of a script, one token id a byte, then EOS. A test can hold it still,
- * let it make single steps, fail it, and see what was cancelled.
+ * let it make single steps, fail it, and see what was cancelled. It lends KV blocks that do not
+ * exist, and keeps what it was told of another's; sp_fake_kv() is the pod it stands in.
  * All in a header: an object under tests/ is linked into every test program, where it would stand
  * beside the real engine. Include it from one file of a program.
  *
  * Thread: as engine.h says; the controls from any thread. */
 #pragma once
 
+#include "frontend/server.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
 #include "runtime/base/thread.h"
@@ -31,6 +33,9 @@ typedef struct sp_fake_engine_config {
     int fail_after;        /* tokens of a choice, then SP_E_PEER_LOST; 0: never */
     bool fail_at_once;     /* the first event is the error */
     bool paused, starting;
+    int kv_blocks;                        /* lent with a request that asks for it; 0: none */
+    const sp_engine_group_status *groups; /* borrowed; NULL: one that is mixed and called "all" */
+    int n_groups;
 } sp_fake_engine_config;
 
 typedef struct fake_choice {
@@ -49,8 +54,15 @@ typedef struct fake_request {
     int64_t deadline_ns;
     int32_t priority;
     char cache_salt[64];
-    bool prompt_told;
+    bool prompt_told, keep_kv;
 } fake_request;
+
+typedef struct fake_import { /* of what was submitted last */
+    bool there, must;
+    char engine[SP_KV_ENGINE_BYTES];
+    char source[4096];
+    sp_kv_handle *handle;
+} fake_import;
 
 struct sp_engine {
     sp_fake_engine_config config;
@@ -64,6 +76,7 @@ struct sp_engine {
     int32_t last_prompt[4096];
     sp_logit_bias last_bias[16];
     int32_t last_bad[64];
+    fake_import last_import;
     uint64_t next_id;
     sp_event *events;
     size_t first_event, n_events, cap_events; /* a ring that grows */
@@ -88,6 +101,34 @@ int sp_fake_engine_count_stopped(sp_engine *e);
 
 static void *fake_main(void *arg);
 
+/** A pod that shares blocks with those of the same secret, which is borrowed. */
+sp_server_kv sp_fake_kv(char *secret);
+
+static bool fake_source(void *ctx, int32_t group, sp_buf *out) {
+    (void)ctx;
+    sp_buf_printf(out, "{\"tp\":2,\"pp\":1,\"pp_layers\":[6],\"ranks\":[\"g%d\",\"b\"]}", group);
+    return true;
+}
+
+/* Keyed, and every byte counts: all that a test needs of a proof. */
+static void fake_mac(void *ctx, sp_slice text, uint8_t out[32]) {
+    uint64_t h = sp_hash_bytes(ctx, strlen(ctx)) ^ sp_hash_bytes(text.ptr, text.len);
+    for (size_t i = 0; i < 32; i++) {
+        h = h * 6364136223846793005u + 1442695040888963407u;
+        out[i] = (uint8_t)(h >> 56);
+    }
+}
+
+sp_server_kv sp_fake_kv(char *secret) {
+    return (sp_server_kv){.pod = "00112233445566778899aabbccddeeff",
+                          .identity = "c0ffee",
+                          .host = "pod-0",
+                          .block_tokens = 16,
+                          .source = fake_source,
+                          .mac = fake_mac,
+                          .ctx = secret};
+}
+
 sp_engine *sp_fake_engine_create(const sp_fake_engine_config *config) {
     static const double seconds[] = {0.5, 1, 2}, tokens[] = {1, 10, 100};
     sp_engine *e = sp_alloc(sizeof *e);
@@ -105,14 +146,17 @@ sp_engine *sp_fake_engine_create(const sp_fake_engine_config *config) {
     pthread_condattr_destroy(&attr);
     sp_engine_metrics *m = &e->metrics;
     sp_histogram *in_seconds[] = {&m->ttft_s,      &m->itl_s,     &m->e2e_s,    &m->queue_s,
-                                  &m->inference_s, &m->prefill_s, &m->decode_s, &m->tpot_s};
+                                  &m->inference_s, &m->prefill_s, &m->decode_s, &m->tpot_s,
+                                  &m->kv_xfer_s,   &m->kv_post_s, &m->handoff_s};
     sp_histogram *in_tokens[] = {&m->req_prompt_tokens,
                                  &m->req_generation_tokens,
                                  &m->req_max_tokens,
                                  &m->req_n,
                                  &m->iteration_tokens,
                                  &m->req_max_generation_tokens,
-                                 &m->req_prefill_computed_tokens};
+                                 &m->req_prefill_computed_tokens,
+                                 &m->kv_xfer_bytes,
+                                 &m->kv_xfer_blocks};
     for (size_t i = 0; i < SP_LEN(in_seconds); i++) sp_histogram_init(in_seconds[i], seconds, 3);
     for (size_t i = 0; i < SP_LEN(in_tokens); i++) sp_histogram_init(in_tokens[i], tokens, 3);
     sp_err err = {0};
@@ -141,6 +185,7 @@ void sp_fake_engine_destroy(sp_engine *e) {
     for (size_t i = 0; i < e->n_events; i++)
         sp_event_release(&e->events[(e->first_event + i) % e->cap_events]);
     sp_free(e->events);
+    sp_free(e->last_import.handle);
     sp_wake_close(&e->wake);
     pthread_cond_destroy(&e->changed);
     pthread_mutex_destroy(&e->lock);
@@ -207,6 +252,8 @@ void sp_event_release(sp_event *ev) {
         sp_free(ev->prompt_logprobs[i]);
     sp_free(ev->prompt_logprobs);
     sp_free(ev->logits);
+    sp_free(ev->kv);
+    ev->kv = NULL;
     memset(ev->logprobs, 0, sizeof ev->logprobs);
     ev->prompt_logprobs = NULL;
     ev->logits = NULL;
@@ -220,6 +267,19 @@ static void fake_keep_last(sp_engine *e, const fake_request *r, const sp_gen_par
         e->last_bias[i] = p->logit_bias[i];
     for (int32_t i = 0; i < p->n_bad_words_ints && i < (int32_t)SP_LEN(e->last_bad); i++)
         e->last_bad[i] = p->bad_words[i];
+}
+
+static void fake_keep_import(fake_import *to, const sp_kv_import *from) {
+    sp_free(to->handle);
+    *to = (fake_import){.there = from != NULL};
+    if (!from) return;
+    size_t n =
+        sizeof *from->handle + (size_t)from->handle->n_blocks * sizeof from->handle->blocks[0];
+    to->must = from->must;
+    memcpy(to->engine, from->engine, sizeof to->engine);
+    snprintf(to->source, sizeof to->source, "%.*s", (int)from->source.len, from->source.ptr);
+    to->handle = sp_alloc(n);
+    memcpy(to->handle, from->handle, n);
 }
 
 sp_status sp_engine_submit(sp_engine *e, const sp_engine_request *req, uint64_t *id, sp_err *err) {
@@ -247,6 +307,8 @@ sp_status sp_engine_submit(sp_engine *e, const sp_engine_request *req, uint64_t 
     r->deadline_ns = req->deadline_ns;
     r->priority = req->priority;
     snprintf(r->cache_salt, sizeof r->cache_salt, "%s", req->cache_salt ? req->cache_salt : "");
+    r->keep_kv = req->keep_kv;
+    fake_keep_import(&e->last_import, req->kv_from);
     e->requests[e->n_requests++] = r;
     e->n_submitted++;
     fake_keep_last(e, r, req->params);
@@ -324,6 +386,22 @@ sp_engine_info sp_engine_get_info(const sp_engine *e) {
                             .kv_dtype = "auto"};
 }
 
+const char *sp_pool_role_name(sp_pool_role role) {
+    static const char *const names[] = {"mixed", "prefill", "decode"};
+    return names[role];
+}
+
+int sp_engine_group_count(const sp_engine *e) {
+    return e->config.groups ? e->config.n_groups : 1;
+}
+
+bool sp_engine_group_info(const sp_engine *e, int at, sp_engine_group_status *out) {
+    static const sp_engine_group_status all = {.pool = "all", .n_links = 1, .n_stages = 1};
+    if (at < 0 || at >= sp_engine_group_count(e)) return false;
+    *out = e->config.groups ? e->config.groups[at] : all;
+    return true;
+}
+
 const sp_engine_metrics *sp_engine_get_metrics(const sp_engine *e) {
     return &e->metrics;
 }
@@ -359,6 +437,22 @@ static int32_t fake_next_token(const sp_engine *e, const fake_request *r, const 
     return (unsigned char)e->config.script[c->n_out % len];
 }
 
+/* Blocks 0, 1, …, whose generations and names say which they are. */
+static sp_kv_handle *fake_handle(const sp_engine *e, const fake_request *r) {
+    int n = e->config.kv_blocks;
+    if (!r->keep_kv || n == 0 || !fake_is_over(r)) return NULL;
+    sp_kv_handle *h = sp_alloc(sizeof *h + (size_t)n * sizeof h->blocks[0]);
+    h->lease = 0xfedcba9876543210u;
+    h->group = 1;
+    h->n_blocks = n;
+    h->n_tokens = 16 * n;
+    h->expires_unix_ms = (int64_t)sp_unix_s() * 1000 + 30000;
+    for (int i = 0; i < n; i++)
+        h->blocks[i] =
+            (sp_kv_lent){(uint32_t)i, (uint32_t)(1000 + i), 0x8000000000000001u + (uint64_t)i};
+    return h;
+}
+
 static sp_event fake_step(sp_engine *e, fake_request *r, int k) {
     fake_choice *c = &r->choices[k];
     sp_event ev = {.user = r->user, .id = r->id, .choice = k, .stop_id = -1};
@@ -376,6 +470,7 @@ static sp_event fake_step(sp_engine *e, fake_request *r, int k) {
     if (r->params.max_tokens == 0) {
         ev.finish = SP_FINISH_LENGTH;
         c->ended = true;
+        ev.kv = fake_handle(e, r);
         return ev;
     }
     int32_t id = fake_next_token(e, r, c);
@@ -393,6 +488,7 @@ static sp_event fake_step(sp_engine *e, fake_request *r, int k) {
             ev.stop_id = id;
         }
     c->ended = ev.finish != SP_FINISH_NONE;
+    ev.kv = fake_handle(e, r);
     if (c->ended) sp_counter_add(&e->metrics.finished[ev.finish], 1);
     sp_counter_add(&e->metrics.generation_tokens, 1);
     return ev;

@@ -2,6 +2,8 @@
 
 #include "runtime/base/mem.h"
 
+#include <stddef.h>
+
 #define NODES_A_SLAB 64
 
 typedef struct node {
@@ -82,6 +84,7 @@ void sp_event_release(sp_event *ev) {
         sp_free(ev->prompt_logprobs[i]);
     sp_free(ev->prompt_logprobs);
     sp_free(ev->logits);
+    sp_free(ev->kv);
     *ev = (sp_event){0};
 }
 
@@ -390,6 +393,35 @@ sp_event *sp_desk_event(sp_desk *d, sp_seq *seq) {
     seq->n_events++;
     nodes_push(&d->batch, n);
     return &n->ev;
+}
+
+static node *node_of(sp_event *ev) {
+    return (node *)(void *)((char *)ev - offsetof(node, ev));
+}
+
+void sp_desk_hold(sp_desk *d, sp_event *ev) {
+    node *n = node_of(ev), *before = NULL;
+    for (node *at = d->batch.head; at != n; at = at->next) {
+        SP_ASSERT(at);
+        before = at;
+    }
+    if (before)
+        before->next = n->next;
+    else
+        d->batch.head = n->next;
+    if (d->batch.tail == n) d->batch.tail = before;
+    n->next = NULL;
+}
+
+void sp_desk_give(sp_desk *d, sp_event *ev) {
+    nodes_push(&d->batch, node_of(ev));
+}
+
+void sp_desk_forget(sp_desk *d, sp_event *ev) {
+    node *n = node_of(ev);
+    sp_event_release(ev);
+    n->next = d->blank;
+    d->blank = n;
 }
 
 /* The lock is held. */

@@ -58,6 +58,11 @@ int sp_desk_take(sp_desk *d, sp_event *out, int max);
 sp_desk_mail sp_desk_collect(sp_desk *d);
 /** A blank event of this step for a sequence; given to the consumer by the next publish. */
 sp_event *sp_desk_event(sp_desk *d, sp_seq *seq);
+/** Takes an event of this step back, to be given out by a later publish (sp_desk_give()), or not at
+ * all (sp_desk_forget()). */
+void sp_desk_hold(sp_desk *d, sp_event *ev);
+void sp_desk_give(sp_desk *d, sp_event *ev);
+void sp_desk_forget(sp_desk *d, sp_event *ev);
 /** Gives out the events made since the last call, with one wake, and lets go what was closed. */
 void sp_desk_publish(sp_desk *d);
 /** The request does not count as queued any more: it was scheduled, or ended before. */

@@ -6,9 +6,11 @@
 #include "runtime/base/mem.h"
 #include "runtime/engine/dispatch.h"
 #include "runtime/engine/engine_core.h"
+#include "runtime/engine/engine_kv.h"
 #include "runtime/engine/engine_metrics.h"
 #include "runtime/engine/engine_offer.h"
-#include "runtime/engine/moves.h"
+#include "runtime/engine/engine_request.h"
+#include "runtime/engine/group_figures.h"
 #include "runtime/engine/stepper.h"
 
 #include <stdio.h>
@@ -32,7 +34,7 @@ typedef struct group {
     sp_engine_group conf;
     sp_stepper *stepper;
     sp_gauge role; /* sp_pool_role; changed under the engine's lock */
-    sp_gauge running, waiting, blocks_used, blocks_total, load; /* for readers of its status */
+    sp_group_figures figures;
 } group;
 
 /* Why a rank was lost, from what says least to what says most: a link that takes no frames is still
@@ -63,7 +65,7 @@ struct sp_engine {
 
     group *groups;
     int32_t n_groups;
-    sp_moves *moves;       /* NULL: one group */
+    sp_engine_kv *kv;      /* NULL: one group, which shares nothing */
     bool steps;            /* the groups have their steppers */
     sp_engine_state state; /* the thread's view; the desk has the one that others see */
     int lost;              /* link of the last error that had one; -1: none */
@@ -84,6 +86,10 @@ static void pause_seq(void *ctx, sp_seq *q, bool paused) {
     if (e->steps) sp_stepper_pause(e->groups[q->req->group].stepper, q, paused);
 }
 
+static sp_pool_role role_of(const group *g) {
+    return (sp_pool_role)sp_gauge_get(&g->role);
+}
+
 static sp_status take_groups(sp_engine *e, sp_err *err) {
     const sp_engine_config *c = &e->config;
     sp_engine_group one = {.n_links = e->n_ranks,
@@ -97,7 +103,7 @@ static sp_status take_groups(sp_engine *e, sp_err *err) {
         group *g = &e->groups[i];
         g->conf = c->groups ? c->groups[i] : one;
         if (g->conf.n_stages == 0) g->conf.n_stages = 1;
-        sp_gauge_set(&g->role, (int64_t)g->conf.role);
+        sp_gauge_set(&g->role, g->conf.role);
         for (int k = 0; k < g->conf.n_links; k++) e->ranks[g->conf.first_link + k].group = i;
     }
     e->config.groups = NULL;
@@ -157,7 +163,7 @@ void sp_engine_destroy(sp_engine *e) {
     if (!e) return;
     sp_engine_stop(e);
     sp_desk_destroy(e->desk);
-    sp_moves_destroy(e->moves);
+    sp_engine_kv_destroy(e->kv);
     for (int32_t i = 0; i < e->n_groups; i++) sp_stepper_destroy(e->groups[i].stepper);
     pthread_mutex_destroy(&e->lock);
     sp_free(e->groups);
@@ -168,69 +174,14 @@ void sp_engine_destroy(sp_engine *e) {
 
 /* ---- any thread ---- */
 
-static sp_status refuse_id(const char *what, int32_t id, int32_t n_vocab, sp_err *err) {
-    return SP_FAIL(err, SP_E_INVALID, "'%s' has token %d, the vocabulary has %d", what, id,
-                   n_vocab);
-}
-
-/* Whether ids at a stride lie in the vocabulary. */
-static sp_status check_ids(const char *what, const int32_t *ids, int32_t n, int32_t stride,
-                           int32_t n_vocab, sp_err *err) {
-    for (int32_t i = 0; i < n; i++)
-        if (ids[(size_t)i * (size_t)stride] < 0 || ids[(size_t)i * (size_t)stride] >= n_vocab)
-            return refuse_id(what, ids[(size_t)i * (size_t)stride], n_vocab, err);
-    return SP_OK;
-}
-
-static sp_status check_bad_words(const sp_gen_params *g, int32_t n_vocab, sp_err *err) {
-    for (int32_t at = 0; at < g->n_bad_words_ints;) {
-        int32_t n = g->bad_words[at++];
-        if (n < 1 || n > g->n_bad_words_ints - at)
-            return SP_FAIL(err, SP_E_INVALID, "'bad_words' has a run of %d, %d ids are left", n,
-                           g->n_bad_words_ints - at);
-        SP_TRY(check_ids("bad_words", g->bad_words + at, n, 1, n_vocab, err));
-        at += n;
-    }
-    return SP_OK;
-}
-
-/* What the front end has checked, checked where it would break something if it had not. */
-static sp_status check_params(const sp_gen_params *g, int32_t n_vocab, sp_err *err) {
-    const struct {
-        const char *name;
-        int32_t value, min, max;
-    } rows[] = {
-        {"n", g->n, 1, SP_N_MAX},
-        {"max_tokens", g->max_tokens, 0, INT32_MAX},
-        {"logprobs", g->n_logprobs, -1, SP_LOGPROBS_MAX},
-        {"prompt_logprobs", g->n_prompt_logprobs, -1, SP_LOGPROBS_MAX},
-        {"stop_token_ids", g->n_stop_ids, 0, SP_STOP_IDS_MAX},
-        {"logit_bias", g->n_logit_bias, 0, SP_LOGIT_BIAS_MAX},
-        {"allowed_token_ids", g->n_allowed_ids, 0, SP_ALLOWED_IDS_MAX},
-        {"bad_words", g->n_bad_words_ints, 0, SP_BAD_WORDS_TOKENS_MAX},
-    };
-    for (size_t i = 0; i < SP_LEN(rows); i++)
-        if (rows[i].value < rows[i].min || rows[i].value > rows[i].max)
-            return SP_FAIL(err, SP_E_INVALID, "'%s' is %d, want %d..%d", rows[i].name,
-                           rows[i].value, rows[i].min, rows[i].max);
-    if (g->n_logit_bias)
-        SP_TRY(check_ids("logit_bias", &g->logit_bias[0].id, g->n_logit_bias,
-                         sizeof(sp_logit_bias) / sizeof(int32_t), n_vocab, err));
-    SP_TRY(check_ids("allowed_token_ids", g->allowed_ids, g->n_allowed_ids, 1, n_vocab, err));
-    return check_bad_words(g, n_vocab, err);
-}
-
 sp_status sp_engine_submit(sp_engine *e, const sp_engine_request *req, uint64_t *id, sp_err *err) {
     SP_ASSERT(e && req && req->params && id);
     sp_engine_info info = sp_engine_get_info(e);
+    sp_request_world w = {.max_model_len = info.max_model_len,
+                          .n_vocab = info.n_vocab,
+                          .kv_shared = e->config.kv_shared && e->config.enable_prefix_cache};
+    SP_TRY(sp_request_fits(req, &w, err));
     const sp_gen_params *g = req->params;
-    SP_TRY(check_params(g, info.n_vocab, err));
-    int32_t most = info.max_model_len - (g->max_tokens > 0);
-    if (req->n_prompt < 1) return SP_FAIL(err, SP_E_INVALID, "the prompt is empty");
-    if (req->n_prompt > most)
-        return SP_FAIL(err, SP_E_INVALID, "the prompt has %d tokens, the most is %d", req->n_prompt,
-                       most);
-    SP_TRY(check_ids("prompt", req->prompt, req->n_prompt, 1, info.n_vocab, err));
     int32_t room = info.max_model_len - req->n_prompt;
     sp_request *r;
     SP_TRY(sp_request_create(&r, req, g->max_tokens < room ? g->max_tokens : room,
@@ -292,11 +243,10 @@ sp_status sp_engine_set_role(sp_engine *e, int at, sp_pool_role role, sp_err *er
                        (int)role, e->n_groups - 1, SP_POOL_DECODE);
     sp_pool_role roles[SP_ENGINE_GROUPS_MAX];
     pthread_mutex_lock(&e->lock);
-    for (int32_t i = 0; i < e->n_groups; i++)
-        roles[i] = (sp_pool_role)sp_gauge_get(&e->groups[i].role);
+    for (int32_t i = 0; i < e->n_groups; i++) roles[i] = role_of(&e->groups[i]);
     roles[at] = role;
     bool good = sp_dispatch_can_decode(roles, e->n_groups);
-    if (good) sp_gauge_set(&e->groups[at].role, (int64_t)role);
+    if (good) sp_gauge_set(&e->groups[at].role, role);
     pthread_mutex_unlock(&e->lock);
     if (good) return SP_OK;
     return SP_FAIL(err, SP_E_INVALID, "group %d is the last one that decodes", at);
@@ -309,15 +259,11 @@ int sp_engine_group_count(const sp_engine *e) {
 bool sp_engine_group_info(const sp_engine *e, int at, sp_engine_group_status *out) {
     if (at < 0 || at >= e->n_groups) return false;
     const group *g = &e->groups[at];
-    *out = (sp_engine_group_status){.role = (sp_pool_role)sp_gauge_get(&g->role),
+    *out = (sp_engine_group_status){.role = role_of(g),
                                     .first_link = g->conf.first_link,
                                     .n_links = g->conf.n_links,
-                                    .n_stages = g->conf.n_stages,
-                                    .running = (int32_t)sp_gauge_get(&g->running),
-                                    .waiting = (int32_t)sp_gauge_get(&g->waiting),
-                                    .blocks_used = (int32_t)sp_gauge_get(&g->blocks_used),
-                                    .blocks_total = (int32_t)sp_gauge_get(&g->blocks_total),
-                                    .load_tokens = sp_gauge_get(&g->load)};
+                                    .n_stages = g->conf.n_stages};
+    sp_group_figures_get(&g->figures, sp_now_ns(), out);
     memcpy(out->pool, g->conf.pool, sizeof out->pool);
     return true;
 }
@@ -329,6 +275,18 @@ static void set_state(sp_engine *e, sp_engine_state state) {
     sp_desk_set_state(e->desk, state);
 }
 
+static void place_import(sp_engine *e, sp_request *r, int32_t decode, int32_t cached) {
+    sp_err err = {0};
+    if (sp_moves_import(sp_engine_kv_moves(e->kv), r, decode, cached, &err) == SP_OK) return;
+    sp_counter_add(&e->metrics.kv_failed_notices, 1); /* the lease runs out by itself */
+    sp_counter_add(&e->metrics.kv_failures[SP_KV_NO_ROOM], 1);
+    r->group = decode;
+    if (r->import->must)
+        sp_stepper_refuse(e->groups[decode].stepper, r, SP_E_UNAVAILABLE, err.text);
+    else
+        sp_stepper_add(e->groups[decode].stepper, r);
+}
+
 /* Which groups a request goes to. What is not known to the index is not found, and not split. */
 static void place(sp_engine *e, sp_request *r) {
     int32_t B = e->config.block_tokens;
@@ -336,7 +294,7 @@ static void place(sp_engine *e, sp_request *r) {
     sp_dispatch_group g[SP_ENGINE_GROUPS_MAX];
     for (int32_t i = 0; i < e->n_groups; i++)
         g[i] = (sp_dispatch_group){
-            .role = (sp_pool_role)sp_gauge_get(&e->groups[i].role),
+            .role = role_of(&e->groups[i]),
             .load = sp_stepper_get_figures(e->groups[i].stepper).load,
             .cached = B * sp_sched_cached(sp_stepper_sched(e->groups[i].stepper), r, most)};
     sp_dispatch_choice c =
@@ -344,8 +302,14 @@ static void place(sp_engine *e, sp_request *r) {
     /* Roles change one by one: for a moment a reader may see none that decodes. */
     if (c.decode < 0) c.decode = 0;
     sp_err err = {0};
-    if (c.prefill >= 0 &&
-        sp_moves_begin(e->moves, r, c.prefill, c.decode, g[c.decode].cached / B, &err) == SP_OK)
+    if (r->import) {
+        place_import(e, r, c.decode, g[c.decode].cached / B);
+        return;
+    }
+    /* What is lent lies where it was decoded: one group does all of it. */
+    if (c.prefill >= 0 && !r->keep_kv &&
+        sp_moves_begin(sp_engine_kv_moves(e->kv), r, c.prefill, c.decode, g[c.decode].cached / B,
+                       &err) == SP_OK)
         return;
     sp_counter_add(&e->metrics.prefilled_here, 1);
     r->group = c.decode;
@@ -355,34 +319,35 @@ static void place(sp_engine *e, sp_request *r) {
 static void take_mail(sp_engine *e, sp_desk_mail mail) {
     for (sp_request *r = mail.fresh, *next; r; r = next) {
         next = r->mail_next;
-        if (e->n_groups > 1)
+        if (e->kv)
             place(e, r);
         else
             sp_stepper_add(e->groups[0].stepper, r);
     }
     for (sp_request *r = mail.cancelled, *next; r; r = next) {
         next = r->cancel_next;
-        sp_stepper_cancel(e->groups[r->group].stepper, r);
+        if (r->parting)
+            sp_lends_cancel(sp_engine_kv_lends(e->kv), r);
+        else
+            sp_stepper_cancel(e->groups[r->group].stepper, r);
     }
 }
 
 static void account(sp_engine *e) {
+    const int64_t now_ns = sp_now_ns();
     for (int32_t i = 0; i < e->n_groups; i++) {
         group *g = &e->groups[i];
         sp_stepper_account(g->stepper);
         sp_stepper_figures f = sp_stepper_get_figures(g->stepper);
-        sp_gauge_set(&g->running, f.running);
-        sp_gauge_set(&g->waiting, f.waiting);
-        sp_gauge_set(&g->blocks_used, f.blocks_used);
-        sp_gauge_set(&g->blocks_total, f.blocks_total);
-        sp_gauge_set(&g->load, f.load);
+        sp_group_figures_set(&g->figures, &f, now_ns);
     }
 }
 
 static bool is_idle(const sp_engine *e) {
     for (int32_t i = 0; i < e->n_groups; i++)
         if (!sp_stepper_is_idle(e->groups[i].stepper)) return false;
-    return true;
+    /* Leases are not waited for: who reads meanwhile computes what did not come. */
+    return !e->kv || sp_lends_parting(sp_engine_kv_lends(e->kv)) == 0;
 }
 
 /* The end of everything that lives. Refusing comes first, so that nothing is handed in unseen. */
@@ -394,6 +359,7 @@ static void end_all(sp_engine *e, sp_engine_state state, sp_status error, const 
             sp_stepper_end_all(
                 e->groups[i].stepper,
                 (sp_ending){.finish = SP_FINISH_ERROR, .error = error, .text = text});
+        if (e->kv) sp_lends_part_all(sp_engine_kv_lends(e->kv));
         account(e);
         sp_desk_publish(e->desk);
     }
@@ -448,11 +414,15 @@ static void settle_config(sp_engine *e) {
 static sp_status receive_one(void *ctx, sp_err *err);
 
 static void take_computed(void *ctx, sp_request *shadow, int32_t end, const sp_block *blocks) {
-    sp_moves_computed(((sp_engine *)ctx)->moves, shadow, end, blocks);
+    sp_moves_computed(sp_engine_kv_moves(((sp_engine *)ctx)->kv), shadow, end, blocks);
 }
 
 static void take_ended(void *ctx, sp_request *r) {
-    sp_moves_ended(((sp_engine *)ctx)->moves, r);
+    sp_moves_ended(sp_engine_kv_moves(((sp_engine *)ctx)->kv), r);
+}
+
+static bool take_lend(void *ctx, sp_seq *q, sp_event *last) {
+    return sp_lends_begin(sp_engine_kv_lends(((sp_engine *)ctx)->kv), q, last);
 }
 
 static sp_status make_stepper(sp_engine *e, group *g, sp_err *err) {
@@ -485,34 +455,38 @@ static sp_status make_stepper(sp_engine *e, group *g, sp_err *err) {
                             .receive = receive_one,
                             .computed = take_computed,
                             .ended = take_ended,
+                            .lend = take_lend,
                             .ctx = e};
     memcpy(sc.sched.cache_key, c->cache_key, sizeof c->cache_key);
     return sp_stepper_create(&g->stepper, &sc, err);
 }
 
-static sp_status make_moves(sp_engine *e, sp_err *err) {
-    if (e->n_groups == 1) return SP_OK;
-    sp_moves_config mc = {.n_groups = e->n_groups,
-                          .block_tokens = e->config.block_tokens,
-                          .timeout_ns = e->config.kv_timeout_ns,
-                          .block_bytes = e->config.kv_block_bytes,
-                          .metrics = &e->metrics};
-    SP_TRY(sp_moves_create(&e->moves, &mc, err));
+static sp_status make_kv(sp_engine *e, sp_err *err) {
+    const sp_engine_config *c = &e->config;
+    if (e->n_groups == 1 && !c->kv_shared) return SP_OK;
+    sp_seals_config groups[SP_ENGINE_GROUPS_MAX];
     for (int32_t i = 0; i < e->n_groups; i++) {
         const group *g = &e->groups[i];
-        sp_moves_group mg = {.stepper = g->stepper,
-                             .first_link = g->conf.first_link,
-                             .n_links = g->conf.n_links,
-                             .n_blocks = g->conf.n_blocks};
-        SP_TRY(sp_moves_set_group(e->moves, i, &mg, err));
+        groups[i] = (sp_seals_config){.stepper = g->stepper,
+                                      .first_link = g->conf.first_link,
+                                      .n_links = g->conf.n_links,
+                                      .n_blocks = g->conf.n_blocks};
     }
-    return SP_OK;
+    sp_engine_kv_config kc = {.groups = groups,
+                              .n_groups = e->n_groups,
+                              .block_tokens = c->block_tokens,
+                              .timeout_ns = c->kv_timeout_ns,
+                              .lease_ns = c->kv_lease_ns,
+                              .block_bytes = c->kv_block_bytes,
+                              .desk = e->desk,
+                              .metrics = &e->metrics};
+    return sp_engine_kv_create(&e->kv, &kc, err);
 }
 
 static sp_status all_ready(sp_engine *e, sp_err *err) {
     settle_config(e);
     for (int32_t i = 0; i < e->n_groups; i++) SP_TRY(make_stepper(e, &e->groups[i], err));
-    SP_TRY(make_moves(e, err));
+    SP_TRY(make_kv(e, err));
     e->steps = true;
     memcpy(e->kv_dtype, e->ranks[0].offer.kv_dtype, sizeof e->ranks[0].offer.kv_dtype);
     pthread_mutex_lock(&e->lock);
@@ -594,7 +568,9 @@ static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *e
         break;
     case SP_FRAME_KV_SEALED:
     case SP_FRAME_KV_PULLED:
-        if (e->moves) return sp_moves_take(e->moves, e->ranks[from].group, from, f, err);
+    case SP_FRAME_KV_RENEW:
+    case SP_FRAME_KV_LEASE:
+        if (e->kv) return sp_engine_kv_take(e->kv, e->ranks[from].group, from, f, err);
         break;
     case SP_FRAME_FAULT:
         return take_fault(e, f, from, err);
@@ -605,6 +581,30 @@ static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *e
     }
     return SP_FAIL(err, SP_E_PROTOCOL, "frame of type %d %s", (int)f->type,
                    e->steps ? "from a rank" : "before ready");
+}
+
+/* Which group that is, when there are several: " (group 1, pool 'decode')". */
+static const char *where_is(const sp_engine *e, int32_t at, char *out, size_t n) {
+    const group *g = &e->groups[at];
+    out[0] = 0;
+    if (e->n_groups > 1 && g->conf.pool[0])
+        snprintf(out, n, " (group %d, pool '%.32s')", at, g->conf.pool);
+    else if (e->n_groups > 1)
+        snprintf(out, n, " (group %d)", at);
+    return out;
+}
+
+/* What is said of a rank may begin with its number already: "rank 1: it left". */
+static void say_where(const sp_engine *e, int from, sp_status st, sp_err *err) {
+    sp_err told = *err;
+    const char *what = told.text[0] ? told.text : sp_status_text(st), *gap = ": ";
+    if (strncmp(what, "rank ", 5) == 0) {
+        what += 5 + strspn(what + 5, "0123456789");
+        gap = "";
+    }
+    char where[64];
+    snprintf(err->text, sizeof err->text, "rank %d%s%s%.160s", from,
+             where_is(e, e->ranks[from].group, where, sizeof where), gap, what);
 }
 
 /* Receives and takes one frame; an error is told with the rank it is about. */
@@ -623,11 +623,7 @@ static sp_status receive(sp_engine *e, int64_t until_ns, int64_t *cpu_ns, sp_err
         e->ranks[from].closed = true;
     if (st == SP_OK) return SP_OK;
     e->lost = from;
-    if (known && err && strncmp(err->text, "rank ", 5) != 0) {
-        sp_err told = *err;
-        snprintf(err->text, sizeof err->text, "rank %d: %.200s", from,
-                 told.text[0] ? told.text : sp_status_text(st));
-    }
+    if (known && err) say_where(e, from, st, err);
     if (err && err->code == SP_OK) err->code = st;
     return st;
 }
@@ -682,8 +678,9 @@ static void fail(sp_engine *e, sp_err *err) {
 static sp_status not_ready(const sp_engine *e, sp_err *err) {
     int32_t first = 0;
     while (first < e->n_ranks - 1 && e->ranks[first].ready) first++;
-    return SP_FAIL(err, SP_E_PEER_LOST, "rank %d was not ready in time, %d of %d are", first,
-                   e->n_ready, e->n_ranks);
+    char where[64];
+    return SP_FAIL(err, SP_E_PEER_LOST, "rank %d%s was not ready in time, %d of %d are", first,
+                   where_is(e, e->ranks[first].group, where, sizeof where), e->n_ready, e->n_ranks);
 }
 
 static int64_t sooner(int64_t a, int64_t b) {
@@ -696,23 +693,24 @@ static sp_status step_groups(sp_engine *e, int64_t now, int64_t *wait_until_ns, 
     bool received = false;
     for (int32_t i = 0; i < e->n_groups; i++)
         until = sooner(until, sp_stepper_expire(e->groups[i].stepper, now));
-    if (e->moves) {
+    if (e->kv) {
         int64_t next;
-        SP_TRY(sp_moves_turn(e->moves, now, &next, err));
+        SP_TRY(sp_engine_kv_turn(e->kv, now, &next, err));
         until = sooner(until, next);
     }
     for (int32_t i = 0; i < e->n_groups; i++) {
         SP_TRY(sp_stepper_advance(e->groups[i].stepper, err));
         received |= sp_stepper_received(e->groups[i].stepper);
     }
+    if (e->kv && sp_engine_kv_relieve(e->kv)) received = true;
     account(e); /* first: who has seen the events finds the figures right */
     sp_desk_publish(e->desk);
     for (int32_t i = 0; i < e->n_groups; i++) {
         int64_t at = sp_stepper_overdue_ns(e->groups[i].stepper);
+        char where[64];
         if (now >= at)
-            return e->n_groups == 1
-                       ? SP_FAIL(err, SP_E_PEER_LOST, "a step is overdue")
-                       : SP_FAIL(err, SP_E_PEER_LOST, "a step of group %d is overdue", i);
+            return SP_FAIL(err, SP_E_PEER_LOST, "a step%s is overdue",
+                           where_is(e, i, where, sizeof where));
         overdue = sooner(overdue, at);
     }
     *wait_until_ns = received ? 0 : sooner(until, overdue);
@@ -779,5 +777,5 @@ bool sp_engine_check(sp_engine *e) {
     if (!sp_desk_check(e->desk)) return false;
     for (int32_t i = 0; e->steps && i < e->n_groups; i++)
         if (!sp_stepper_check(e->groups[i].stepper)) return false;
-    return !e->moves || sp_moves_check(e->moves);
+    return !e->kv || sp_engine_kv_check(e->kv);
 }

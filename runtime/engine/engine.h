@@ -10,6 +10,7 @@
 #pragma once
 
 #include "runtime/base/metric.h"
+#include "runtime/engine/kv_handle.h"
 #include "runtime/gen/params.h"
 
 typedef struct sp_engine sp_engine;
@@ -51,6 +52,8 @@ typedef struct sp_event {
     int32_t n_cached; /* prompt tokens found in the prefix cache; on the first event */
     sp_finish finish;
     int32_t stop_id; /* with SP_FINISH_STOP: the stop id, -1 for EOS */
+    /* With keep_kv, on the request's very last event when it did not fail. Owned by the event. */
+    sp_kv_handle *kv;
     sp_status error; /* with SP_FINISH_ERROR */
     char error_text[120];
 } sp_event;
@@ -65,12 +68,15 @@ typedef struct sp_engine_request {
     int64_t deadline_ns;         /* sp_now_ns() clock; SP_NEVER for none */
     int32_t priority;            /* lower first; 0 */
     const char *cache_salt;      /* NULL: shared prefix cache */
+    bool keep_kv;                /* its prompt's blocks are lent to another pod when it has ended */
+    const sp_kv_import *kv_from; /* copied; NULL: nothing comes from another pod */
 } sp_engine_request;
 
 /** Queues a request. params->max_tokens is cut so that prompt and output fit max_model_len.
  * Errors: SP_E_LIMIT the queue is full; SP_E_INVALID prompt empty, an id outside the vocabulary, or
  *         prompt longer than max_model_len - 1 (max_model_len with max_tokens 0);
- *         SP_E_UNAVAILABLE draining or a rank was lost. */
+ *         SP_E_UNAVAILABLE draining or a rank was lost; SP_E_UNSUPPORTED keep_kv or kv_from, and
+ *         blocks are not shared with other pods here (sp_engine_config.kv_shared). */
 SP_NODISCARD sp_status sp_engine_submit(sp_engine *e, const sp_engine_request *req, uint64_t *id,
                                         sp_err *err);
 
@@ -118,7 +124,9 @@ typedef struct sp_engine_group_status {
     char pool[32];
     int32_t first_link, n_links, n_stages;
     int32_t running, waiting, blocks_used, blocks_total;
-    int64_t load_tokens; /* of all requests it has */
+    int64_t load_tokens;                                /* of all requests it has */
+    int64_t prompt_tokens, generated_tokens;            /* it has computed, since the start */
+    double prompt_tokens_per_s, generated_tokens_per_s; /* of the last 5 to 10 s */
 } sp_engine_group_status;
 int sp_engine_group_count(const sp_engine *e);
 /** False: no such group. Any thread. */
@@ -134,10 +142,12 @@ typedef enum sp_kv_cause {
     SP_KV_PEER,
     SP_KV_TIMEOUT,
     SP_KV_RANGE,
+    SP_KV_FOREIGN,       /* other tokens than those of the prompt */
     SP_KV_NO_ROOM,       /* no block to be spared where it should go */
     SP_KV_LATE,          /* ranks took too long to answer */
     SP_KV_PREFILL_ENDED, /* it could not be computed there */
     SP_KV_LOST,          /* the group is gone */
+    SP_KV_EXPIRED,       /* its lease had ended */
     SP_KV_CAUSE_COUNT
 } sp_kv_cause;
 const char *sp_kv_cause_name(sp_kv_cause cause); /* "no_room" */
@@ -155,6 +165,15 @@ typedef struct sp_engine_metrics {
     sp_counter kv_failures[SP_KV_CAUSE_COUNT]; /* blocks; the last ones: requests */
     sp_counter prefilled_elsewhere, prefilled_here; /* requests; elsewhere: all or a part of it */
     sp_histogram handoff_s; /* from the choice of groups to the request given to decode */
+    sp_histogram kv_xfer_s; /* a pull, from its frame to the last rank's answer */
+    sp_histogram kv_post_s; /* from blocks that can be pulled to that frame */
+    sp_histogram kv_xfer_bytes, kv_xfer_blocks; /* of a pull */
+    sp_counter kv_failed_xfers;                 /* pulls of which a block did not come */
+    sp_counter kv_expired;          /* leases that ended before their blocks were given back */
+    sp_counter kv_failed_notices;   /* renewals and returns that did not reach the exporter */
+    sp_counter kv_prompt_tokens;    /* of prompts, that came from elsewhere */
+    sp_counter kv_queries, kv_hits; /* tokens wanted of another pod, tokens that came */
+    sp_gauge kv_lent;               /* blocks kept for other pods now */
     sp_histogram ttft_s, itl_s, e2e_s, queue_s, inference_s, prefill_s, decode_s, tpot_s;
     sp_histogram req_prompt_tokens, req_generation_tokens, req_max_tokens, req_n, iteration_tokens;
     sp_histogram req_max_generation_tokens, req_prefill_computed_tokens;

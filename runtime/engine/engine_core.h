@@ -48,8 +48,12 @@ typedef struct sp_engine_config {
     const sp_engine_group *groups;
     int32_t n_groups;
     int32_t prefill_threshold_tokens; /* more tokens than these are computed by a prefill group */
-    int64_t kv_timeout_ns;            /* ranks take so long to seal or pull: a miss; 0: for ever */
-    int64_t kv_block_bytes;           /* of all ranks of a group, for the figures; 0: unknown */
+    int64_t kv_timeout_ns; /* no sign of ranks that seal or pull for so long: a miss; 0: for ever */
+    /* Blocks that are pulled or lent stay as they are for so long after the last sign of who reads
+     * them; then they may be used anew, and what is still read of them is stale. */
+    int64_t kv_lease_ns;
+    bool kv_shared;         /* ranks share blocks with other pods: keep_kv and kv_from are served */
+    int64_t kv_block_bytes; /* of all ranks of a group, for the figures; 0: unknown */
 } sp_engine_config;
 
 #define SP_ENGINE_CONFIG_DEFAULT \
@@ -60,6 +64,7 @@ typedef struct sp_engine_config {
                         .n_stages = 1, \
                         .prefill_threshold_tokens = 256, \
                         .kv_timeout_ns = (int64_t)5 * 1000 * 1000 * 1000, \
+                        .kv_lease_ns = (int64_t)30 * 1000 * 1000 * 1000, \
                         .enable_prefix_cache = true, \
                         .send_timeout_ns = (int64_t)30 * 1000 * 1000 * 1000})
 

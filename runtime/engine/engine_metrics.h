@@ -6,7 +6,8 @@
  *   inference  prefill and decode                  tpot     decode / (tokens - 1), from 2 tokens
  *   itl        between two events with tokens of a choice   e2e  arrival to the end
  * Each is observed once a choice, n once a request. Prompt tokens and their cache hits count once a
- * request, however many choices read them.
+ * request, however many choices read them. Bounds of what crosses between groups (kv_*): bytes in
+ * powers of 4 from 2 KiB, seconds from a millisecond.
  *
  * Thread: engine observes, any reads. */
 #pragma once

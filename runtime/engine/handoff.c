@@ -21,6 +21,12 @@ void sp_handoff_init(sp_handoff *h, int32_t first, int32_t n) {
                       .prefilling = true};
 }
 
+void sp_handoff_init_sealed(sp_handoff *h, int32_t first, int32_t n) {
+    sp_handoff_init(h, first, n);
+    h->n_computed = h->n_sealing = h->n_sealed = h->n_released = n;
+    h->prefilling = false;
+}
+
 /* Nothing more can arrive: all of it did, or the way is cut, or the source has stopped short. */
 static bool is_decided(const sp_handoff *h) {
     if (h->failed || h->n_good == h->n) return true;
@@ -29,7 +35,7 @@ static bool is_decided(const sp_handoff *h) {
 
 /* Source blocks below this are named by no answer that is still to come. */
 static int32_t releasable(const sp_handoff *h) {
-    bool waits = sp_handoff_seals(h) || sp_handoff_pulls(h);
+    bool waits = !h->expired && (sp_handoff_seals(h) || sp_handoff_pulls(h));
     return h->given && !waits ? h->n_computed : h->n_settled;
 }
 
@@ -114,6 +120,13 @@ void sp_handoff_fail(sp_handoff *h, sp_kv_cause cause) {
     if (h->failed || h->given) return;
     h->failed = true;
     h->cause = cause;
+}
+
+/* Frames reach a rank in order: what is freed was sealed before, whether that is answered or not. */
+void sp_handoff_expired(sp_handoff *h) {
+    h->expired = true;
+    h->n_sealing = h->n_sealed;
+    sp_handoff_fail(h, SP_KV_EXPIRED);
 }
 
 void sp_handoff_gone(sp_handoff *h) {

@@ -9,7 +9,12 @@
  * computing, sealing and pulling overlap. The first block that does not arrive ends it, since what
  * comes after it could not be found without it. However it ends, the request goes to the group that
  * decodes, which computes what did not arrive. Blocks on both sides stay held until the answers
- * that name them have come, or those who would answer are gone.
+ * that name them have come, or those who would answer are gone. Source blocks have a lease besides:
+ * when it ends they are let go though somebody may still read them, who then finds them stale;
+ * where they were to go stays held, since that may still be written to.
+ *
+ * Blocks of another pod are computed and sealed from the beginning (sp_handoff_init_sealed()), and
+ * held by nobody here.
  *
  * Events may come in any order, twice, late or never; what they cannot mean now changes nothing.
  *
@@ -41,11 +46,14 @@ typedef struct sp_handoff {
     uint64_t ticket;
     bool prefilling; /* the source computes */
     bool given;      /* the request has left: given to decode, or ended */
+    bool expired;    /* the lease has ended: source blocks wait for nobody */
     bool failed;
     sp_kv_cause cause; /* with failed */
 } sp_handoff;
 
 void sp_handoff_init(sp_handoff *h, int32_t first, int32_t n);
+/** The blocks are sealed somewhere, and whoever sealed them holds them: only pulls are to be done. */
+void sp_handoff_init_sealed(sp_handoff *h, int32_t first, int32_t n);
 
 /** What to do now; asked again until SP_HANDOFF_NOTHING or _OVER. */
 sp_handoff_act sp_handoff_next(sp_handoff *h);
@@ -62,8 +70,10 @@ void sp_handoff_sealed(sp_handoff *h, uint64_t up_to_ticket);
 /** The pull on its way is answered: all its blocks below `good_to` arrived; `why` the next did not. */
 void sp_handoff_pulled(sp_handoff *h, int32_t good_to, sp_kv_cause why);
 void sp_handoff_fail(sp_handoff *h, sp_kv_cause cause); /* late: do not wait for it any more */
-void sp_handoff_gone(sp_handoff *h);                    /* the request has ended */
-void sp_handoff_source_lost(sp_handoff *h);             /* nobody there answers any more */
+/** The lease has ended: the request goes on, source blocks are let go, answers may still come. */
+void sp_handoff_expired(sp_handoff *h);
+void sp_handoff_gone(sp_handoff *h);        /* the request has ended */
+void sp_handoff_source_lost(sp_handoff *h); /* nobody there answers any more */
 void sp_handoff_target_lost(sp_handoff *h);
 
 static inline bool sp_handoff_seals(const sp_handoff *h) {

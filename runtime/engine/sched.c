@@ -371,6 +371,11 @@ int32_t sp_sched_cached(sp_sched *s, sp_request *r, int32_t most) {
     return n;
 }
 
+const sp_kv_hash *sp_sched_prompt_name(sp_sched *s, sp_request *r, int32_t i) {
+    SP_ASSERT(i < r->n_prompt_full);
+    return sp_seq_name(&r->seqs[0], s->prefix, i, s->config.block_tokens, s->scratch);
+}
+
 sp_block sp_sched_lend(sp_sched *s) {
     int32_t keep = s->n_running + s->config.n_blocks / LEND_PART;
     return sp_kv_pool_available(s->pool) > keep ? sp_kv_pool_take(s->pool) : SP_BLOCK_NONE;
@@ -378,7 +383,7 @@ sp_block sp_sched_lend(sp_sched *s) {
 
 bool sp_sched_name(sp_sched *s, sp_request *r, int32_t i, sp_block b) {
     int32_t B = s->config.block_tokens;
-    const sp_kv_hash *name = sp_seq_name(&r->seqs[0], s->prefix, i, B, s->scratch);
+    const sp_kv_hash *name = sp_sched_prompt_name(s, r, i);
     return sp_kv_prefix_add(s->prefix, b, name, r->prompt + (size_t)i * (size_t)B);
 }
 
@@ -674,6 +679,12 @@ void sp_sched_retire(sp_sched *s, uint64_t number) {
 }
 
 /* ---- what it says of itself ---- */
+
+bool sp_sched_is_starved(const sp_sched *s) {
+    const sp_seq *q = sp_waitq_top(&s->waitq);
+    return s->n_running == 0 && q && q->blocks_short > sp_kv_pool_available(s->pool) &&
+           sp_kv_pool_fenced(s->pool) == 0;
+}
 
 int32_t sp_sched_running(const sp_sched *s) {
     return s->n_running;

@@ -86,6 +86,9 @@ void sp_sched_let_in(sp_sched *s, sp_request *r);
 /** Blocks of the request's prompt, from the first on, that are found here now; at most `most`. */
 int32_t sp_sched_cached(sp_sched *s, sp_request *r, int32_t most);
 
+/** The name of full block `i` of the request's prompt. */
+const sp_kv_hash *sp_sched_prompt_name(sp_sched *s, sp_request *r, int32_t i);
+
 /** A block for content that comes from elsewhere, with one reference; SP_BLOCK_NONE: those that run
  * here may need what is left. */
 sp_block sp_sched_lend(sp_sched *s);
@@ -123,6 +126,9 @@ bool sp_sched_has_drops(const sp_sched *s);
 
 /** One that could not be given memory (q->doom says why), or NULL; the caller ends it. */
 sp_seq *sp_sched_doomed(sp_sched *s);
+
+/** Nothing runs, and the first of those who wait does not find blocks: they are held elsewhere. */
+bool sp_sched_is_starved(const sp_sched *s);
 
 int32_t sp_sched_running(const sp_sched *s); /* hold a slot */
 int32_t sp_sched_waiting(const sp_sched *s); /* do not */

@@ -59,6 +59,24 @@ static const void *carve_copy(carver *c, const void *from, int32_t count, size_t
     return p;
 }
 
+/* Of the handle no more than the prompt has blocks. */
+static const sp_kv_import *carve_import(carver *c, const sp_kv_import *from, int32_t n_blocks) {
+    const sp_kv_handle *h = from->handle;
+    if (h->n_blocks < n_blocks) n_blocks = h->n_blocks;
+    sp_kv_import *to = carve(c, 1, sizeof *to);
+    char *text = carve(c, from->source.len, 1);
+    size_t blocks = (size_t)n_blocks * sizeof h->blocks[0];
+    sp_kv_handle *handle = carve(c, 1, sizeof *handle + blocks);
+    if (!to) return NULL;
+    *to = *from;
+    memcpy(text, from->source.ptr, from->source.len);
+    to->source.ptr = text;
+    memcpy(handle, h, sizeof *h + blocks);
+    handle->n_blocks = n_blocks;
+    to->handle = handle;
+    return to;
+}
+
 /* Run twice: once to count the bytes, once to fill them. */
 static sp_request *lay_out(carver *c, const sp_engine_request *req, int32_t block_tokens) {
     const sp_gen_params *p = req->params;
@@ -71,6 +89,7 @@ static sp_request *lay_out(carver *c, const sp_engine_request *req, int32_t bloc
     head.prompt = (int32_t *)carve_copy(c, req->prompt, req->n_prompt, sizeof(int32_t));
     head.n_prompt_full = req->n_prompt / block_tokens;
     head.names = carve(c, (size_t)head.n_prompt_full, sizeof *head.names);
+    if (req->kv_from) head.import = carve_import(c, req->kv_from, head.n_prompt_full);
     size_t salt = req->cache_salt ? strlen(req->cache_salt) + 1 : 0;
     head.salt = carve(c, salt, 1);
     if (!r) return NULL;
@@ -96,6 +115,7 @@ sp_status sp_request_create(sp_request **out, const sp_engine_request *req, int3
     r->params.max_tokens = max_tokens;
     r->priority = req->priority;
     r->deadline_ns = req->deadline_ns;
+    r->keep_kv = req->keep_kv;
     r->n_live = r->params.n;
     r->n_cached = -1;
     r->ticket = -1;

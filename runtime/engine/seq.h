@@ -105,6 +105,10 @@ struct sp_request {
     bool moved;           /* blocks came from elsewhere; of its tokens, so many were cached */
     int32_t moved_cached; /* before that */
     void *move;           /* the move it is a part of; NULL: none */
+    const sp_kv_import *import; /* what it brings from another pod; NULL: nothing */
+    bool keep_kv;               /* what was computed of its prompt is lent when it has ended */
+    bool spoiled;               /* a choice of it failed or was aborted */
+    bool parting;               /* it has ended, its last event waits (runtime/engine/lends.h) */
 
     int32_t leader;   /* the choice that computes the prompt */
     bool forked;      /* the prompt was computed once, and the others were let go */

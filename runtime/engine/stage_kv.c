@@ -45,6 +45,19 @@ static sp_status take_pull(const sp_stage_kvx *k, int32_t n_blocks, const sp_fra
     return k->pull(k->ctx, &pull, err);
 }
 
+static sp_status take_source(const sp_stage_kvx *k, const sp_frame *f, sp_err *err) {
+    uint32_t source;
+    sp_slice text;
+    SP_TRY(sp_wire_kv_source_decode(f->payload, f->length, &source, &text, err));
+    return k->source(k->ctx, source, text, err);
+}
+
+static sp_status take_leave(const sp_stage_kvx *k, const sp_frame *f, sp_err *err) {
+    sp_wire_kv_leave leave;
+    SP_TRY(sp_wire_kv_leave_decode(f->payload, f->length, &leave, err));
+    return k->leave(k->ctx, &leave, err);
+}
+
 sp_status sp_stage_kv_take(const sp_stage_kvx *k, sp_link *link, int32_t n_blocks,
                            const sp_frame *f, sp_err *err) {
     switch (f->type) {
@@ -54,13 +67,27 @@ sp_status sp_stage_kv_take(const sp_stage_kvx *k, sp_link *link, int32_t n_block
         return take_pull(k, n_blocks, f, err);
     case SP_FRAME_KV_FREE:
         return take_free(k, n_blocks, f, err);
+    case SP_FRAME_KV_SOURCE:
+        return take_source(k, f, err);
+    case SP_FRAME_KV_LEAVE:
+        return take_leave(k, f, err);
     default:
         return SP_AGAIN;
     }
 }
 
+static sp_status tell_note(const sp_stage_kv_note *note, sp_link *link, sp_err *err) {
+    const sp_wire_kv_lease lease = {.lease = note->id, .renewed = note->renewed};
+    const sp_wire_kv_renew renew = {note->id};
+    const sp_piece pieces[] = {{&renew, sizeof renew}, {&lease, sizeof lease}};
+    return sp_link_send(link, note->of_lease ? SP_FRAME_KV_LEASE : SP_FRAME_KV_RENEW,
+                        &pieces[note->of_lease], 1, sp_now_ns() + SEND_TIMEOUT_NS, err);
+}
+
 sp_status sp_stage_kv_tell(const sp_stage_kvx *k, sp_link *link, sp_err *err) {
+    sp_stage_kv_note note;
     sp_wire_kv_pulled p;
+    while (k->poll_note(k->ctx, &note)) SP_TRY(tell_note(&note, link, err));
     while (k->poll_done(k->ctx, &p)) {
         sp_wire_kv_pulled_head head;
         sp_piece pieces[2];

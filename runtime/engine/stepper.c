@@ -26,7 +26,7 @@ struct sp_stepper {
     uint64_t n_fresh;    /* tokens of the answer at hand */
     sp_sched_stats told; /* what the counters have of the scheduler's */
     sp_stepper_figures shown;
-    int64_t load;
+    int64_t load, prompt_tokens, generated_tokens;
 };
 
 static sp_step *step_of(const sp_stepper *p, uint64_t number) {
@@ -119,6 +119,11 @@ static void end_shadow(sp_stepper *p, sp_seq *q) {
     p->config.ended(p->config.ctx, r);
 }
 
+/* Of the last choice, if all that the request asked for was done. */
+static bool lends(const sp_stepper *p, const sp_request *r, sp_ending how) {
+    return r->keep_kv && r->n_live == 1 && !r->spoiled && !how.silent && p->config.lend;
+}
+
 /* Ends a choice; `ev` is its event of this step, or NULL. */
 static void end_choice(sp_stepper *p, sp_seq *q, sp_ending how, sp_event *ev) {
     sp_request *r = q->req;
@@ -136,15 +141,17 @@ static void end_choice(sp_stepper *p, sp_seq *q, sp_ending how, sp_event *ev) {
     }
     sp_engine_metrics_end(p->config.metrics, q, how.finish, sp_now_ns());
     if (q->n_output > r->max_output) r->max_output = q->n_output;
+    if (how.finish != SP_FINISH_STOP && how.finish != SP_FINISH_LENGTH) r->spoiled = true;
+    r->parting = lends(p, r, how) && p->config.lend(p->config.ctx, q, ev);
     sp_sched_end(p->sched, q);
     if (--r->n_live > 0) return;
     if (r->held) p->config.ended(p->config.ctx, r);
     sp_engine_metrics_request(p->config.metrics, r);
     unlist_live(p, r);
-    sp_desk_close(p->config.desk, r);
+    if (!r->parting) sp_desk_close(p->config.desk, r);
 }
 
-static void end_request(sp_stepper *p, sp_request *r, sp_ending how) {
+void sp_stepper_end(sp_stepper *p, sp_request *r, sp_ending how) {
     /* The last one frees the request, so it is not looked at after its last choice. */
     for (int32_t i = 0, left = r->n_live; left > 0; i++) {
         if (r->seqs[i].state == SP_SEQ_DONE) continue;
@@ -153,23 +160,27 @@ static void end_request(sp_stepper *p, sp_request *r, sp_ending how) {
     }
 }
 
+/* Not known to the scheduler: ended here, choice by choice. */
+void sp_stepper_refuse(sp_stepper *p, sp_request *r, sp_status error, const char *text) {
+    for (int32_t i = 0; i < r->params.n; i++) {
+        sp_event *ev = new_event(p, &r->seqs[i]);
+        ev->finish = SP_FINISH_ERROR;
+        ev->error = error;
+        snprintf(ev->error_text, sizeof ev->error_text, "%.100s", text);
+        r->seqs[i].state = SP_SEQ_DONE;
+        sp_counter_add(&p->config.metrics->finished[SP_FINISH_ERROR], 1);
+    }
+    r->n_live = 0;
+    sp_desk_close(p->config.desk, r);
+}
+
 void sp_stepper_add(sp_stepper *p, sp_request *r) {
-    list_live(p, r);
     sp_err err = {0};
     if (sp_sched_add(p->sched, r, &err) != SP_OK) {
-        /* Not known to the scheduler: ended here, choice by choice. */
-        for (int32_t i = 0; i < r->params.n; i++) {
-            sp_event *ev = new_event(p, &r->seqs[i]);
-            ev->finish = SP_FINISH_ERROR;
-            ev->error = err.code;
-            snprintf(ev->error_text, sizeof ev->error_text, "%.100s", err.text);
-            r->seqs[i].state = SP_SEQ_DONE;
-            sp_counter_add(&p->config.metrics->finished[SP_FINISH_ERROR], 1);
-        }
-        unlist_live(p, r);
-        sp_desk_close(p->config.desk, r);
+        sp_stepper_refuse(p, r, err.code, err.text);
         return;
     }
+    list_live(p, r);
     if (r->deadline_ns < p->next_deadline_ns) p->next_deadline_ns = r->deadline_ns;
     sp_debug("request of %d tokens, %d choices of %d", r->n_prompt, r->params.n,
              r->params.max_tokens);
@@ -212,7 +223,7 @@ void sp_stepper_cancel(sp_stepper *p, sp_request *r) {
 }
 
 void sp_stepper_end_all(sp_stepper *p, sp_ending how) {
-    while (p->live) end_request(p, p->live, how);
+    while (p->live) sp_stepper_end(p, p->live, how);
 }
 
 int64_t sp_stepper_expire(sp_stepper *p, int64_t now_ns) {
@@ -221,10 +232,10 @@ int64_t sp_stepper_expire(sp_stepper *p, int64_t now_ns) {
     for (sp_request *r = p->live, *next; r; r = next) {
         next = r->next;
         if (r->deadline_ns <= now_ns) {
-            end_request(p, r,
-                        (sp_ending){.finish = SP_FINISH_ERROR,
-                                    .error = SP_E_TIMEOUT,
-                                    .text = "the request's deadline has passed"});
+            sp_stepper_end(p, r,
+                           (sp_ending){.finish = SP_FINISH_ERROR,
+                                       .error = SP_E_TIMEOUT,
+                                       .text = "the request's deadline has passed"});
         } else if (r->deadline_ns < soonest) {
             soonest = r->deadline_ns;
         }
@@ -473,6 +484,8 @@ static sp_status check_entry(sp_stepper *p, const sp_wire_entry *e, sp_err *err)
         return SP_FAIL(err, SP_E_PROTOCOL, "a step told rows up to position %d, want %d",
                        q->rows_done, told);
     sp_request *r = q->req;
+    if (e->start < r->n_prompt)
+        p->prompt_tokens += (end < r->n_prompt ? end : r->n_prompt) - e->start;
     if (r->shadow) p->config.computed(p->config.ctx, r, end, q->blocks.ids);
     if (r->params.max_tokens > 0 || end < r->n_prompt) return SP_OK;
     if (r->shadow) {
@@ -510,6 +523,7 @@ sp_status sp_stepper_tokens(sp_stepper *p, const void *payload, uint32_t length,
         st = take_record(p, rec, now_ns, err);
     /* Once an answer: readers of the figures share the line. */
     if (p->n_fresh) sp_counter_add(&p->config.metrics->generation_tokens, p->n_fresh);
+    p->generated_tokens += (int64_t)p->n_fresh;
     return st != SP_OK || t.more ? st : retire(p, err);
 }
 
@@ -564,7 +578,9 @@ sp_stepper_figures sp_stepper_get_figures(const sp_stepper *p) {
                                 .waiting = sp_sched_waiting(p->sched),
                                 .blocks_used = sp_kv_pool_held(pool) + sp_kv_pool_fenced(pool),
                                 .blocks_total = sp_kv_pool_count(pool),
-                                .load = p->load};
+                                .load = p->load,
+                                .prompt_tokens = p->prompt_tokens,
+                                .generated_tokens = p->generated_tokens};
 }
 
 /* Gauges are sums over the groups, and the engine thread alone writes them. */

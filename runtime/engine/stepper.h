@@ -32,12 +32,16 @@ typedef struct sp_stepper_config {
      * `end`; `blocks` is its table. */
     void (*computed)(void *ctx, sp_request *shadow, int32_t end, const sp_block *blocks);
     void (*ended)(void *ctx, sp_request *r); /* a shadow (to be destroyed), or one that is held */
+    /* Optional: the last choice of a request with keep_kv ends well; its blocks are held until this
+     * returns. True: taken over, sp_desk_close() included. */
+    bool (*lend)(void *ctx, sp_seq *q, sp_event *last);
     void *ctx;
 } sp_stepper_config;
 
 typedef struct sp_stepper_figures {
     int32_t running, waiting, blocks_used, blocks_total;
-    int64_t load; /* tokens of the requests it has */
+    int64_t load;                            /* tokens of the requests it has */
+    int64_t prompt_tokens, generated_tokens; /* computed since the start */
 } sp_stepper_figures;
 
 /** How a choice ends. */
@@ -64,6 +68,10 @@ SP_NODISCARD sp_status sp_stepper_add_shadow(sp_stepper *p, sp_request *r, sp_er
 void sp_stepper_end_shadow(sp_stepper *p, sp_request *r);
 /** Ends what its consumer asked to end (seen_aborted, seen_stopped). */
 void sp_stepper_cancel(sp_stepper *p, sp_request *r);
+/** Ends a request that it has. */
+void sp_stepper_end(sp_stepper *p, sp_request *r, sp_ending how);
+/** Ends a request (moved) that it has not got. */
+void sp_stepper_refuse(sp_stepper *p, sp_request *r, sp_status error, const char *text);
 void sp_stepper_end_all(sp_stepper *p, sp_ending how);
 
 /** Ends requests whose deadline has come; the next one (SP_NEVER: none). */

@@ -266,10 +266,14 @@ sp_status sp_wire_kv_list_decode(const void *payload, uint32_t length, bool free
         return SP_FAIL(err, SP_E_PROTOCOL, "'%s' has ticket %llu and field %u", frame,
                        (unsigned long long)h->ticket, h->zero);
     const sp_wire_kv_block *blocks = (const sp_wire_kv_block *)(h + 1);
-    for (uint32_t i = 0; i < h->n; i++)
+    for (uint32_t i = 0; i < h->n; i++) {
         if (blocks[i].generation == 0 || blocks[i].block > INT32_MAX)
             return SP_FAIL(err, SP_E_PROTOCOL, "'%s' has block %u of generation %u", frame,
                            blocks[i].block, blocks[i].generation);
+        if (freed && blocks[i].name)
+            return SP_FAIL(err, SP_E_PROTOCOL, "'%s' has a name for block %u, want 0", frame,
+                           blocks[i].block);
+    }
     *out = (sp_wire_kv_list){.ticket = h->ticket, .n = (int32_t)h->n, .blocks = blocks};
     return SP_OK;
 }
@@ -282,20 +286,30 @@ sp_status sp_wire_kv_sealed_decode(const void *payload, uint32_t length, uint64_
     return SP_OK;
 }
 
+static sp_status check_kv_moves(const sp_wire_kv_move *moves, uint32_t n, sp_err *err) {
+    for (uint32_t i = 0; i < n; i++)
+        if (moves[i].generation == 0 || moves[i].src_block > INT32_MAX ||
+            moves[i].dst_block > INT32_MAX || moves[i].zero)
+            return SP_FAIL(
+                err, SP_E_PROTOCOL, "'kv_pull' moves block %u of generation %u to %u, field %u",
+                moves[i].src_block, moves[i].generation, moves[i].dst_block, moves[i].zero);
+    return SP_OK;
+}
+
 sp_status sp_wire_kv_pull_decode(const void *payload, uint32_t length, sp_wire_kv_pull *out,
                                  sp_err *err) {
     const sp_wire_kv_pull_head *h = payload;
     SP_TRY(want_head("kv_pull", length, sizeof *h, err));
     SP_TRY(check_kv_count("kv_pull", h->n, err));
     SP_TRY(want("kv_pull", length, sizeof *h, (uint64_t)h->n * sizeof(sp_wire_kv_move), err));
+    if (h->source >= SP_KV_SOURCE_FIRST + SP_KV_SOURCES_MAX || h->lease == 0)
+        return SP_FAIL(err, SP_E_PROTOCOL, "'kv_pull' of source %u with lease %llu", h->source,
+                       (unsigned long long)h->lease);
     const sp_wire_kv_move *moves = (const sp_wire_kv_move *)(h + 1);
-    for (uint32_t i = 0; i < h->n; i++)
-        if (moves[i].generation == 0 || moves[i].src_block > INT32_MAX ||
-            moves[i].dst_block > INT32_MAX)
-            return SP_FAIL(err, SP_E_PROTOCOL, "'kv_pull' moves block %u of generation %u to %u",
-                           moves[i].src_block, moves[i].generation, moves[i].dst_block);
+    SP_TRY(check_kv_moves(moves, h->n, err));
     *out = (sp_wire_kv_pull){.transfer = h->transfer,
-                             .source_group = h->source_group,
+                             .lease = h->lease,
+                             .source = h->source,
                              .n = (int32_t)h->n,
                              .moves = moves};
     return SP_OK;
@@ -313,6 +327,59 @@ sp_status sp_wire_kv_pulled_decode(const void *payload, uint32_t length, sp_wire
     return SP_OK;
 }
 
+sp_status sp_wire_kv_renew_decode(const void *payload, uint32_t length, uint64_t *transfer,
+                                  sp_err *err) {
+    const sp_wire_kv_renew *w = payload;
+    SP_TRY(want("kv_renew", length, sizeof *w, 0, err));
+    *transfer = w->transfer;
+    return SP_OK;
+}
+
+/* Numbers of other pods' groups: a group of this pod has none of them. */
+static sp_status check_kv_source(const char *frame, uint32_t source, sp_err *err) {
+    if (source >= SP_KV_SOURCE_FIRST && source < SP_KV_SOURCE_FIRST + SP_KV_SOURCES_MAX)
+        return SP_OK;
+    return SP_FAIL(err, SP_E_PROTOCOL, "'%s' of source %u, want %d..%d", frame, source,
+                   SP_KV_SOURCE_FIRST, SP_KV_SOURCE_FIRST + SP_KV_SOURCES_MAX - 1);
+}
+
+sp_status sp_wire_kv_source_decode(const void *payload, uint32_t length, uint32_t *source,
+                                   sp_slice *text, sp_err *err) {
+    const sp_wire_kv_source_head *h = payload;
+    SP_TRY(want_head("kv_source", length, sizeof *h, err));
+    SP_TRY(want("kv_source", length, sizeof *h, h->text_bytes, err));
+    SP_TRY(check_kv_source("kv_source", h->source, err));
+    if (h->text_bytes > SP_KV_SOURCE_TEXT_MAX)
+        return SP_FAIL(err, SP_E_PROTOCOL, "'kv_source' of %u bytes of text, want at most %d",
+                       h->text_bytes, SP_KV_SOURCE_TEXT_MAX);
+    *source = h->source;
+    *text = (sp_slice){(const char *)(h + 1), h->text_bytes};
+    return SP_OK;
+}
+
+sp_status sp_wire_kv_leave_decode(const void *payload, uint32_t length, sp_wire_kv_leave *out,
+                                  sp_err *err) {
+    const sp_wire_kv_leave *w = payload;
+    SP_TRY(want("kv_leave", length, sizeof *w, 0, err));
+    SP_TRY(check_kv_source("kv_leave", w->source, err));
+    if (w->lease == 0 || w->zero)
+        return SP_FAIL(err, SP_E_PROTOCOL, "'kv_leave' has lease %llu and field %u",
+                       (unsigned long long)w->lease, w->zero);
+    *out = *w;
+    return SP_OK;
+}
+
+sp_status sp_wire_kv_lease_decode(const void *payload, uint32_t length, sp_wire_kv_lease *out,
+                                  sp_err *err) {
+    const sp_wire_kv_lease *w = payload;
+    SP_TRY(want("kv_lease", length, sizeof *w, 0, err));
+    if (w->lease == 0 || w->renewed > 1 || w->zero)
+        return SP_FAIL(err, SP_E_PROTOCOL, "'kv_lease' has lease %llu, verb %u and field %u",
+                       (unsigned long long)w->lease, w->renewed, w->zero);
+    *out = *w;
+    return SP_OK;
+}
+
 int sp_wire_kv_list_pieces(const sp_wire_kv_list *list, sp_wire_kv_head *head, sp_piece out[2]) {
     *head = (sp_wire_kv_head){.ticket = list->ticket, .n = (uint32_t)list->n};
     out[0] = (sp_piece){head, sizeof *head};
@@ -322,8 +389,10 @@ int sp_wire_kv_list_pieces(const sp_wire_kv_list *list, sp_wire_kv_head *head, s
 
 int sp_wire_kv_pull_pieces(const sp_wire_kv_pull *pull, sp_wire_kv_pull_head *head,
                            sp_piece out[2]) {
-    *head = (sp_wire_kv_pull_head){
-        .transfer = pull->transfer, .source_group = pull->source_group, .n = (uint32_t)pull->n};
+    *head = (sp_wire_kv_pull_head){.transfer = pull->transfer,
+                                   .source = pull->source,
+                                   .n = (uint32_t)pull->n,
+                                   .lease = pull->lease};
     out[0] = (sp_piece){head, sizeof *head};
     out[1] = (sp_piece){pull->moves, head->n * (uint32_t)sizeof *pull->moves};
     return 2;

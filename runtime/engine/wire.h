@@ -34,19 +34,28 @@
  *             48 numerics id 32 bytes
  *   PROGRESS  0 done bytes u64 | 8 all bytes u64
  *   FAULT     0 reason u32 | 4 text bytes u32 | 8 text
- *   KV_SEAL   0 ticket u64 | 8 n u32 | 12 zero u32 | 16 n x (block u32, generation u32)
+ *   KV_SEAL   0 ticket u64 | 8 n u32 | 12 zero u32 | 16 n x (name u64, block u32, generation u32)
  *             these are full and stay as they are; the rank makes them readable, then answers
  *   KV_SEALED 0 ticket u64
- *   KV_PULL   0 transfer u64 | 8 source group u32 | 12 n u32
- *             16 n x (source block u32, generation u32, own block u32)
- *             sealed at every rank of the source; no step names the own blocks before the answer
+ *   KV_PULL   0 transfer u64 | 8 source u32 | 12 n u32 | 16 lease u64
+ *             24 n x (name u64, source block u32, generation u32, own block u32, zero u32)
+ *             source: a group of the pod, or a number of KV_SOURCE. Sealed at every rank of it; no step
+ *             names the own blocks before the answer. lease: not 0, the rank renews it there while it
+ *             reads
  *   KV_PULLED 0 transfer u64 | 8 n u32 | 12 zero u32 | 16 n x outcome u32 (comm/kvx.h; 0: proven)
- *   KV_FREE   as KV_SEAL, ticket 0: unreadable before any later step may write to them
+ *   KV_RENEW  0 transfer u64      it is still being pulled; at least every SP_KV_RENEW_NS
+ *   KV_FREE   as KV_SEAL, ticket and names 0: unreadable before any later step may write to them
+ *   KV_SOURCE 0 source u32 | 4 text bytes u32 | 8 text    a group of another pod that KV_PULL may name
+ *             from now on, SP_KV_SOURCE_FIRST.. (runtime/engine/kv_source.h); no text: not any more
+ *   KV_LEAVE  0 lease u64 | 8 source u32 | 12 zero u32    the first rank gives the lease back there
+ *   KV_LEASE  0 lease u64 | 8 verb u32 (0 given back, 1 renewed) | 12 zero u32    said by a reader of
+ *             another pod
  *
  * Thread: any. */
 #pragma once
 
 #include "comm/link.h"
+#include "runtime/base/str.h"
 #include "runtime/gen/params.h"
 
 #define SP_STEP_ENTRIES_MAX 8192
@@ -202,9 +211,10 @@ typedef struct sp_wire_kv_head { /* KV_SEAL, KV_FREE */
 _Static_assert(sizeof(sp_wire_kv_head) == 16, "wire layout");
 
 typedef struct sp_wire_kv_block {
+    uint64_t name;
     uint32_t block, generation;
 } sp_wire_kv_block;
-_Static_assert(sizeof(sp_wire_kv_block) == 8, "wire layout");
+_Static_assert(sizeof(sp_wire_kv_block) == 16, "wire layout");
 
 typedef struct sp_wire_kv_sealed {
     uint64_t ticket;
@@ -213,20 +223,49 @@ _Static_assert(sizeof(sp_wire_kv_sealed) == 8, "wire layout");
 
 typedef struct sp_wire_kv_pull_head {
     uint64_t transfer;
-    uint32_t source_group, n;
+    uint32_t source, n;
+    uint64_t lease;
 } sp_wire_kv_pull_head;
-_Static_assert(sizeof(sp_wire_kv_pull_head) == 16, "wire layout");
+_Static_assert(sizeof(sp_wire_kv_pull_head) == 24, "wire layout");
 
 typedef struct sp_wire_kv_move {
-    uint32_t src_block, generation, dst_block;
+    uint64_t name;
+    uint32_t src_block, generation, dst_block, zero;
 } sp_wire_kv_move;
-_Static_assert(sizeof(sp_wire_kv_move) == 12, "wire layout");
+_Static_assert(sizeof(sp_wire_kv_move) == 24, "wire layout");
 
 typedef struct sp_wire_kv_pulled_head {
     uint64_t transfer;
     uint32_t n, zero;
 } sp_wire_kv_pulled_head;
 _Static_assert(sizeof(sp_wire_kv_pulled_head) == 16, "wire layout");
+
+#define SP_KV_RENEW_NS ((int64_t)2 * 1000 * 1000 * 1000) /* a rank that pulls says so as often */
+
+typedef struct sp_wire_kv_renew {
+    uint64_t transfer;
+} sp_wire_kv_renew;
+_Static_assert(sizeof(sp_wire_kv_renew) == 8, "wire layout");
+
+#define SP_KV_SOURCE_FIRST 64 /* below: groups of the pod */
+#define SP_KV_SOURCES_MAX 64  /* of other pods, at a time */
+#define SP_KV_SOURCE_TEXT_MAX (64 * 1024)
+typedef struct sp_wire_kv_source_head {
+    uint32_t source, text_bytes;
+} sp_wire_kv_source_head;
+_Static_assert(sizeof(sp_wire_kv_source_head) == 8, "wire layout");
+
+typedef struct sp_wire_kv_leave {
+    uint64_t lease;
+    uint32_t source, zero;
+} sp_wire_kv_leave;
+_Static_assert(sizeof(sp_wire_kv_leave) == 16, "wire layout");
+
+typedef struct sp_wire_kv_lease {
+    uint64_t lease;
+    uint32_t renewed, zero;
+} sp_wire_kv_lease;
+_Static_assert(sizeof(sp_wire_kv_lease) == 16, "wire layout");
 
 /* ---- what decoders give out; pointers are borrowed from the payload ---- */
 
@@ -267,8 +306,8 @@ typedef struct sp_wire_kv_list { /* KV_SEAL; KV_FREE has ticket 0 */
 } sp_wire_kv_list;
 
 typedef struct sp_wire_kv_pull {
-    uint64_t transfer;
-    uint32_t source_group;
+    uint64_t transfer, lease;
+    uint32_t source;
     int32_t n;
     const sp_wire_kv_move *moves;
 } sp_wire_kv_pull;
@@ -309,6 +348,15 @@ SP_NODISCARD sp_status sp_wire_kv_sealed_decode(const void *payload, uint32_t le
                                                 uint64_t *ticket, sp_err *err);
 SP_NODISCARD sp_status sp_wire_kv_pull_decode(const void *payload, uint32_t length,
                                               sp_wire_kv_pull *out, sp_err *err);
+SP_NODISCARD sp_status sp_wire_kv_renew_decode(const void *payload, uint32_t length,
+                                               uint64_t *transfer, sp_err *err);
+/** `text` is borrowed; its length 0: the source is no more. */
+SP_NODISCARD sp_status sp_wire_kv_source_decode(const void *payload, uint32_t length,
+                                                uint32_t *source, sp_slice *text, sp_err *err);
+SP_NODISCARD sp_status sp_wire_kv_leave_decode(const void *payload, uint32_t length,
+                                               sp_wire_kv_leave *out, sp_err *err);
+SP_NODISCARD sp_status sp_wire_kv_lease_decode(const void *payload, uint32_t length,
+                                               sp_wire_kv_lease *out, sp_err *err);
 SP_NODISCARD sp_status sp_wire_kv_pulled_decode(const void *payload, uint32_t length,
                                                 sp_wire_kv_pulled *out, sp_err *err);
 

@@ -395,7 +395,43 @@ static void answers_have_what_the_published_schemas_require(void) {
     site_close(s);
 }
 
-SP_TEST_MAIN("frontend/api_chat", SP_TEST(an_answer_has_the_members_of_the_api),
+/* What another pod needs stands beside the choices; of a stream in the chunk that ends it. */
+static void what_is_lent_stands_beside_the_choices(void) {
+    static char secret[] = "one";
+    sp_server_config c = site_config();
+    sp_server_kv kv = sp_fake_kv(secret);
+    sp_fake_engine_config f = {.kv_blocks = 2};
+    c.kv = &kv;
+    site *s = site_open(&c, &f);
+    static const char *const more[] = {
+        "", "\"stream\":true,", "\"stream\":true,\"n\":2,",
+        "\"stream\":true,\"stream_options\":{\"include_usage\":true},"};
+    for (size_t i = 0; i < SP_LEN(more); i++) {
+        char body[400];
+        snprintf(body, sizeof body, "{%s\"kv_transfer_params\":{\"do_remote_decode\":true}," HI "}",
+                 more[i]);
+        reply r = site_post(s, CHAT, body);
+        CU_ASSERT_EQUAL_FATAL(r.status, 200);
+        stream *st = i ? stream_of(r.body) : NULL;
+        int last = !st ? 0 : st->n - (i == 3 ? 2 : 1); /* usage has a chunk of its own */
+        for (int k = 0; st && k < st->n; k++)
+            CU_ASSERT_EQUAL(strstr(st->data[k], "kv_transfer_params") != NULL, k == last);
+        sp_json *doc = site_json(st ? st->data[last] : r.body);
+        const sp_json_node *o = sp_json_root(doc);
+        CU_ASSERT_STRING_EQUAL(json_str(o, "choices.0.finish_reason"), "stop");
+        CU_ASSERT(sp_json_bool(json_path(o, "kv_transfer_params.do_remote_prefill")));
+        CU_ASSERT_EQUAL(sp_json_count(json_path(o, "kv_transfer_params.remote_block_ids")), 2);
+        CU_ASSERT_STRING_EQUAL(json_str(o, "kv_transfer_params.remote_request_id"),
+                               json_str(o, "id"));
+        sp_json_free(doc);
+        if (st) stream_free(st);
+        reply_fini(&r);
+    }
+    site_close(s);
+}
+
+SP_TEST_MAIN("frontend/api_chat", SP_TEST(what_is_lent_stands_beside_the_choices),
+             SP_TEST(an_answer_has_the_members_of_the_api),
              SP_TEST(a_stream_opens_with_the_role_and_ends_with_done),
              SP_TEST(usage_is_streamed_as_asked), SP_TEST(several_choices_are_told_apart_by_index),
              SP_TEST(log_probabilities_carry_bytes_and_alternatives),

@@ -180,8 +180,37 @@ static void too_many_prompts_are_refused(void) {
     site_close(s);
 }
 
-SP_TEST_MAIN("frontend/api_text", SP_TEST(every_form_of_prompt_is_taken),
-             SP_TEST(bad_prompts_are_refused_by_path),
+static void one_prompt_goes_from_pod_to_pod_and_not_several(void) {
+    static char secret[] = "one";
+    static const struct {
+        const char *prompt;
+        int status;
+    } rows[] = {{"\"a\"", 200},   {"[\"a\"]", 200},       {"[1,2]", 200},
+                {"[[1,2]]", 200}, {"[\"a\",\"b\"]", 400}, {"[[1],[2]]", 400}};
+    static const char *const flags[] = {"do_remote_decode", "do_remote_prefill"};
+    sp_server_config c = site_config();
+    sp_server_kv kv = sp_fake_kv(secret);
+    kv.recompute = true;
+    c.kv = &kv;
+    site *s = site_open(&c, NULL);
+    for (size_t i = 0; i < SP_LEN(rows); i++)
+        for (size_t k = 0; k < SP_LEN(flags); k++) {
+            char json[200];
+            snprintf(json, sizeof json, "{\"prompt\":%s,\"kv_transfer_params\":{\"%s\":true}}",
+                     rows[i].prompt, flags[k]);
+            reply r = site_post(s, TEXT, json);
+            CU_ASSERT_EQUAL(r.status, rows[i].status);
+            if (r.status == 400) CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"param\":\"prompt\""));
+            if (r.status == 400) CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "want one prompt, got 2"));
+            bool told = strstr(r.body, "\"remote_block_ids\":[]") != NULL;
+            CU_ASSERT_EQUAL(told, r.status == 200 && k == 0);
+            reply_fini(&r);
+        }
+    site_close(s);
+}
+
+SP_TEST_MAIN("frontend/api_text", SP_TEST(one_prompt_goes_from_pod_to_pod_and_not_several),
+             SP_TEST(every_form_of_prompt_is_taken), SP_TEST(bad_prompts_are_refused_by_path),
              SP_TEST(choices_are_numbered_by_prompt_and_then_by_choice),
              SP_TEST(log_probabilities_are_four_lists_of_one_length),
              SP_TEST(an_echo_has_the_prompts_log_probabilities_too),

@@ -128,6 +128,97 @@ static void figures_move_with_the_work(void) {
     site_close(s);
 }
 
+static void expect_lines(const char *text, const char *const *want, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (!strstr(text, want[i])) fprintf(stderr, "missing: %s\n", want[i]);
+        CU_ASSERT_PTR_NOT_NULL(strstr(text, want[i]));
+    }
+}
+
+static void transfers_have_the_names_of_the_nixl_connector(void) {
+    site *s = site_open(NULL, NULL);
+    sp_engine_metrics *m = &s->engine->metrics;
+    sp_histogram_observe(&m->kv_xfer_s, 0.75);
+    sp_histogram_observe(&m->kv_post_s, 1.5);
+    sp_histogram_observe(&m->kv_xfer_bytes, 5);
+    sp_histogram_observe(&m->kv_xfer_blocks, 7);
+    sp_counter_add(&m->kv_failed_xfers, 2);
+    sp_counter_add(&m->kv_failed_notices, 3);
+    sp_counter_add(&m->kv_expired, 4);
+    sp_gauge_set(&m->kv_lent, 5);
+    sp_counter_add(&m->kv_queries, 96);
+    sp_counter_add(&m->kv_hits, 64);
+    sp_counter_add(&m->prompt_tokens, 100);
+    sp_counter_add(&m->prompt_tokens_cached, 16);
+    sp_counter_add(&m->kv_prompt_tokens, 64);
+#define L "{engine=\"0\",model_name=\"tiny\"} "
+#define BY "vllm:prompt_tokens_by_source_total{source="
+    static const char *const want[] = {
+        "# TYPE vllm:nixl_xfer_time_seconds histogram\n",
+        "vllm:nixl_xfer_time_seconds_bucket{le=\"1.0\",engine=\"0\",model_name=\"tiny\"} 1\n",
+        "vllm:nixl_xfer_time_seconds_sum" L "0.75\n",
+        "# TYPE vllm:nixl_post_time_seconds histogram\n",
+        "vllm:nixl_post_time_seconds_sum" L "1.5\n",
+        "# TYPE vllm:nixl_bytes_transferred histogram\n",
+        "vllm:nixl_bytes_transferred_sum" L "5\n",
+        "# TYPE vllm:nixl_num_descriptors histogram\n",
+        "vllm:nixl_num_descriptors_sum" L "7\n",
+        "# TYPE vllm:nixl_num_failed_transfers_total counter\n",
+        "vllm:nixl_num_failed_transfers_total" L "2\n",
+        "vllm:nixl_num_failed_notifications_total" L "3\n",
+        "vllm:nixl_num_kv_expired_reqs_total" L "4\n",
+        "superpod:kv_lent_blocks" L "5\n",
+        "vllm:external_prefix_cache_queries_total" L "96\n",
+        "vllm:external_prefix_cache_hits_total" L "64\n",
+        BY "\"local_compute\",engine=\"0\",model_name=\"tiny\"} 20\n",
+        BY "\"local_cache_hit\",engine=\"0\",model_name=\"tiny\"} 16\n",
+        BY "\"external_kv_transfer\",engine=\"0\",model_name=\"tiny\"} 64\n"};
+    reply r = site_get(s, "/metrics");
+    expect_lines(r.body, want, SP_LEN(want));
+    reply_fini(&r);
+    /* Read while they move, the parts may be ahead of the whole. */
+    sp_counter_add(&m->kv_prompt_tokens, 1000);
+    static const char *const none[] = {BY
+                                       "\"local_compute\",engine=\"0\",model_name=\"tiny\"} 0\n"};
+    r = site_get(s, "/metrics");
+    expect_lines(r.body, none, 1);
+    reply_fini(&r);
+    site_close(s);
+}
+
+static void every_group_is_shown_in_its_pool(void) {
+    static const sp_engine_group_status groups[] = {
+        {.role = SP_POOL_PREFILL,
+         .pool = "p\"1",
+         .running = 1,
+         .waiting = 2,
+         .blocks_used = 3,
+         .blocks_total = 40,
+         .load_tokens = 5000000000},
+        {.role = SP_POOL_DECODE, .pool = "d", .blocks_total = 80},
+        {.role = SP_POOL_PREFILL, .pool = "p\"1", .running = 7, .blocks_total = 40},
+        {.role = SP_POOL_MIXED, .pool = "d"}};
+    sp_fake_engine_config f = {.groups = groups, .n_groups = (int)SP_LEN(groups)};
+    site *s = site_open(NULL, &f);
+#define G "engine=\"0\",model_name=\"tiny\"} "
+    static const char *const want[] = {
+        "# TYPE superpod:pool_groups gauge\n"
+        "superpod:pool_groups{pool=\"p\\\"1\",role=\"prefill\"," G "2\n"
+        "superpod:pool_groups{pool=\"d\",role=\"decode\"," G "1\n"
+        "superpod:pool_groups{pool=\"d\",role=\"mixed\"," G "1\n#",
+        "superpod:pool_running{group=\"0\",pool=\"p\\\"1\",role=\"prefill\"," G "1\n"
+        "superpod:pool_running{group=\"1\",pool=\"d\",role=\"decode\"," G "0\n"
+        "superpod:pool_running{group=\"2\",pool=\"p\\\"1\",role=\"prefill\"," G "7\n",
+        "superpod:pool_waiting{group=\"0\",pool=\"p\\\"1\",role=\"prefill\"," G "2\n",
+        "superpod:pool_blocks_used{group=\"0\",pool=\"p\\\"1\",role=\"prefill\"," G "3\n",
+        "superpod:pool_blocks_total{group=\"1\",pool=\"d\",role=\"decode\"," G "80\n",
+        "superpod:pool_load_tokens{group=\"0\",pool=\"p\\\"1\",role=\"prefill\"," G "5e+09\n"};
+    reply r = site_get(s, "/metrics");
+    expect_lines(r.body, want, SP_LEN(want));
+    reply_fini(&r);
+    site_close(s);
+}
+
 static void a_router_that_asks_gets_the_load_in_a_header(void) {
     site *s = site_open(NULL, NULL);
     sp_gauge_set(&s->engine->metrics.blocks_total, 8);
@@ -152,7 +243,9 @@ static void a_router_that_asks_gets_the_load_in_a_header(void) {
     site_close(s);
 }
 
-SP_TEST_MAIN("frontend/export", SP_TEST(a_router_that_asks_gets_the_load_in_a_header),
+SP_TEST_MAIN("frontend/export", SP_TEST(transfers_have_the_names_of_the_nixl_connector),
+             SP_TEST(every_group_is_shown_in_its_pool),
+             SP_TEST(a_router_that_asks_gets_the_load_in_a_header),
              SP_TEST(every_line_is_of_the_format_and_no_family_comes_twice),
              SP_TEST(the_families_that_dashboards_ask_for_are_there),
              SP_TEST(figures_move_with_the_work))

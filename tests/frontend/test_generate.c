@@ -269,6 +269,186 @@ static void parameters_reach_the_engine(void) {
     site_close(s);
 }
 
+/* ---- blocks of the prompt, from pod to pod ---- */
+
+#define LEND "{\"do_remote_decode\":true,\"do_remote_prefill\":false,\"remote_block_ids\":null}"
+
+static char secret[] = "one", other_secret[] = "two";
+
+static site *site_of(sp_server_kv *kv, char *key, bool recompute, int lent) {
+    sp_server_config c = site_config();
+    sp_fake_engine_config f = {.kv_blocks = lent};
+    *kv = sp_fake_kv(key);
+    kv->recompute = recompute;
+    c.kv = kv;
+    return site_open(&c, &f);
+}
+
+static reply ask_with(const site *s, const char *more, const char *params) {
+    sp_buf b;
+    sp_buf_init(&b, 0);
+    sp_buf_printf(&b, "{\"prompt\":\"a\"%s,\"kv_transfer_params\":%s}", more, params);
+    reply r = site_ask(s, "POST", TEXT, "X-Request-Id: leg\r\n", b.ptr);
+    sp_buf_fini(&b);
+    return r;
+}
+
+/* What an answer says for the other pod, as a sidecar copies it. Owner: caller, sp_free(). */
+static char *params_of(const char *answer) {
+    sp_json *doc = site_json(answer);
+    sp_buf b;
+    sp_buf_init(&b, 0);
+    sp_jw w = sp_jw_on(&b);
+    sp_jw_node(&w, json_path(sp_json_root(doc), "kv_transfer_params"));
+    sp_json_free(doc);
+    return b.ptr;
+}
+
+static void blocks_that_one_server_lends_reach_the_other_s_engine(void) {
+    sp_server_kv kp, kd;
+    site *p = site_of(&kp, secret, false, 3), *d = site_of(&kd, secret, false, 0);
+    reply r = ask_with(p, ",\"max_tokens\":1", LEND);
+    CU_ASSERT_EQUAL(r.status, 200);
+    CU_ASSERT(p->engine->last.keep_kv && !p->engine->last_import.there);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"id\":\"cmpl-leg\""));
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"remote_request_id\":\"cmpl-leg\""));
+    char *params = params_of(r.body), port[40];
+    snprintf(port, sizeof port, "\"remote_port\":%d,", p->port);
+    CU_ASSERT_PTR_NOT_NULL(strstr(params, port));
+    reply_fini(&r);
+
+    r = ask_with(d, ",\"stream\":true", params);
+    CU_ASSERT_EQUAL(r.status, 200);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"id\":\"cmpl-leg\""));
+    CU_ASSERT_PTR_NULL(strstr(r.body, "kv_transfer_params"));
+    const fake_import *got = &d->engine->last_import;
+    CU_ASSERT_FALSE(d->engine->last.keep_kv);
+    CU_ASSERT_FATAL(got->there && got->handle);
+    CU_ASSERT_STRING_EQUAL(got->engine, "00112233445566778899aabbccddeeff-1");
+    CU_ASSERT_PTR_NOT_NULL(strstr(got->source, "\"g1\""));
+    CU_ASSERT(got->must && got->handle->lease == 0xfedcba9876543210u && got->handle->group == 1);
+    CU_ASSERT(got->handle->n_blocks == 3 && got->handle->n_tokens == 48);
+    CU_ASSERT(got->handle->blocks[2].block == 2 && got->handle->blocks[2].generation == 1002 &&
+              got->handle->blocks[2].name == 0x8000000000000003u);
+    reply_fini(&r);
+    /* The next one brings nothing, and so has nothing. */
+    r = ask_with(d, "", "null");
+    CU_ASSERT(r.status == 200 && !d->engine->last_import.there);
+    reply_fini(&r);
+    sp_free(params);
+    site_close(p);
+    site_close(d);
+}
+
+/* A handle comes with the very last event, whatever ended the choices before it. */
+static void what_is_lent_is_told_once_however_the_answer_ends(void) {
+    static const struct {
+        const char *more;
+        bool lent;
+    } rows[] = {
+        {"", true},
+        {",\"max_tokens\":0,\"echo\":true", true},
+        {",\"n\":3", true},
+        {",\"stop\":\"o\",\"max_tokens\":5", true},      /* found in the engine's last event */
+        {",\"stop\":\"ll\",\"ignore_eos\":true", false}, /* the engine is stopped by us */
+        {",\"stream\":true", true},
+        {",\"stream\":true,\"n\":3", true},
+        {",\"stream\":true,\"stream_options\":{\"include_usage\":true}", true},
+        {",\"stream\":true,\"echo\":true,\"logprobs\":1,\"max_tokens\":0,\"n\":2", true},
+    };
+    sp_server_kv kv;
+    site *s = site_of(&kv, secret, false, 2);
+    for (size_t i = 0; i < SP_LEN(rows); i++) {
+        reply r = ask_with(s, rows[i].more, LEND);
+        CU_ASSERT_EQUAL(r.status, 200);
+        const char *at = r.body ? strstr(r.body, "\"kv_transfer_params\":{") : NULL;
+        if (!at) fprintf(stderr, "%s: %s\n", rows[i].more, r.body);
+        CU_ASSERT_PTR_NOT_NULL_FATAL(at);
+        CU_ASSERT_PTR_NULL(strstr(at + 2, "\"kv_transfer_params"));
+        const char *want = rows[i].lent ? "\"remote_block_ids\":[0,1]" : "\"remote_block_ids\":[]";
+        /* Cancelled too late, the engine may have ended it itself. */
+        CU_ASSERT(strstr(at, want) || !rows[i].lent);
+        reply_fini(&r);
+    }
+    CU_ASSERT(sp_fake_engine_wait_inside(s->engine, 0));
+    site_close(s);
+}
+
+static void nothing_is_lent_of_what_failed(void) {
+    sp_server_config c = site_config();
+    sp_server_kv kv = sp_fake_kv(secret);
+    sp_fake_engine_config f = {.kv_blocks = 2, .fail_after = 2};
+    c.kv = &kv;
+    site *s = site_open(&c, &f);
+    for (int streamed = 0; streamed < 2; streamed++) {
+        reply r = ask_with(s, streamed ? ",\"stream\":true" : "", LEND);
+        CU_ASSERT_PTR_NULL(strstr(r.body, "kv_transfer_params"));
+        CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"error\""));
+        reply_fini(&r);
+    }
+    site_close(s);
+}
+
+static bool has_count(const site *s, const char *reason, int n) {
+    char want[200];
+    reply r = site_get(s, "/metrics");
+    snprintf(
+        want, sizeof want,
+        "superpod:kv_handles_refused_total{reason=\"%s\",engine=\"0\",model_name=\"tiny\"} %d\n",
+        reason, n);
+    bool has = strstr(r.body, want) != NULL;
+    if (!has) fprintf(stderr, "missing: %s", want);
+    reply_fini(&r);
+    return has;
+}
+
+static void blocks_of_a_stranger_are_refused_or_computed_and_counted(void) {
+    sp_server_kv kp, kd;
+    site *p = site_of(&kp, other_secret, false, 3);
+    reply r = ask_with(p, "", LEND);
+    char *params = params_of(r.body);
+    reply_fini(&r);
+    static const char vllm[] = "{\"do_remote_prefill\":true,\"remote_engine_id\":\"e\","
+                               "\"remote_block_ids\":[1,2],\"remote_port\":5600}";
+    static const char wrong[] = "{\"do_remote_prefill\":true,\"superpod\":[]}";
+    for (int recompute = 0; recompute < 2; recompute++) {
+        site *d = site_of(&kd, secret, recompute, 0);
+        r = ask_with(d, "", params);
+        CU_ASSERT_EQUAL(r.status, recompute ? 200 : 400);
+        CU_ASSERT_PTR_NOT_NULL(
+            strstr(r.body, recompute ? "\"text\":\"hello\"" : "--kv-secret-file"));
+        reply_fini(&r);
+        r = ask_with(d, "", vllm);
+        CU_ASSERT_EQUAL(r.status, recompute ? 200 : 400);
+        reply_fini(&r);
+        r = ask_with(d, "", wrong);
+        CU_ASSERT_EQUAL(r.status, 400);
+        CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"param\":\"kv_transfer_params.superpod\""));
+        reply_fini(&r);
+        CU_ASSERT(!d->engine->last_import.there);
+        CU_ASSERT_EQUAL(d->engine->n_submitted, recompute ? 2 : 0);
+        CU_ASSERT(has_count(d, "mac", 1) && has_count(d, "foreign", 1));
+        CU_ASSERT(has_count(d, "malformed", 1) && has_count(d, "expired", 0));
+        site_close(d);
+    }
+    sp_free(params);
+    site_close(p);
+}
+
+static void a_server_alone_says_what_it_lacks(void) {
+    site *s = site_open(NULL, NULL);
+    reply r = ask_with(s, "", LEND);
+    CU_ASSERT_EQUAL(r.status, 400);
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "--kv-secret-file"));
+    CU_ASSERT_PTR_NOT_NULL(strstr(r.body, "\"param\":\"kv_transfer_params\""));
+    reply_fini(&r);
+    r = ask_with(s, "", "{\"do_remote_decode\":false}");
+    CU_ASSERT_EQUAL(r.status, 200);
+    CU_ASSERT_PTR_NULL(strstr(r.body, "kv_transfer_params"));
+    reply_fini(&r);
+    site_close(s);
+}
+
 static void bodies_that_are_not_requests_are_400(void) {
     static const char *const rows[] = {"",
                                        "{",
@@ -411,8 +591,11 @@ static void a_lack_of_memory_at_any_place_is_survived(void) {
     static const char *const bodies[] = {
         "{\"prompt\":[\"a\",\"b\"],\"logprobs\":1,\"echo\":true,\"stop\":\"q\",\"max_tokens\":2}",
         "{\"prompt\":\"a\",\"stream\":true,\"logprobs\":1,\"max_tokens\":2,\"return_token_ids\":"
-        "true}"};
-    site *s = site_open(NULL, NULL);
+        "true}",
+        "{\"prompt\":\"a\",\"kv_transfer_params\":" LEND "}",
+        "{\"prompt\":\"a\",\"stream\":true,\"kv_transfer_params\":" LEND "}"};
+    sp_server_kv kv;
+    site *s = site_of(&kv, secret, false, 3);
     for (size_t k = 0; k < SP_LEN(bodies); k++)
         for (int n = 1; n < 120; n++) {
             char *text = site_request("POST", TEXT, "", bodies[k]);
@@ -448,7 +631,12 @@ SP_TEST_MAIN("frontend/generate", SP_TEST(a_lack_of_memory_at_any_place_is_survi
              SP_TEST(an_unknown_model_is_404_in_known_words),
              SP_TEST(a_prompt_too_long_is_told_in_words_that_clients_match),
              SP_TEST(a_chat_without_a_limit_may_use_what_is_left_of_the_context),
-             SP_TEST(parameters_reach_the_engine), SP_TEST(bodies_that_are_not_requests_are_400),
+             SP_TEST(blocks_that_one_server_lends_reach_the_other_s_engine),
+             SP_TEST(what_is_lent_is_told_once_however_the_answer_ends),
+             SP_TEST(nothing_is_lent_of_what_failed),
+             SP_TEST(blocks_of_a_stranger_are_refused_or_computed_and_counted),
+             SP_TEST(a_server_alone_says_what_it_lacks), SP_TEST(parameters_reach_the_engine),
+             SP_TEST(bodies_that_are_not_requests_are_400),
              SP_TEST(a_quiet_stream_is_pinged_and_still_complete),
              SP_TEST(a_request_that_takes_too_long_is_ended),
              SP_TEST(many_streams_at_once_are_all_whole))

@@ -223,7 +223,7 @@ static const struct {
     {"{\"response_format\":{\"type\":\"json_schema\"}}", "response_format.type", 3},
     {"{\"structured_outputs\":{\"regex\":\"a\"}}", "structured_outputs", 3},
     {"{\"guided_json\":{}}", "guided_json", 3},
-    {"{\"kv_transfer_params\":{}}", "kv_transfer_params", 3},
+    {"{\"kv_transfer_params\":7}", "kv_transfer_params", 3},
     {"{\"prompt_embeds\":\"x\"}", "prompt_embeds", 3},
     {"{\"thinking_token_budget\":5}", "thinking_token_budget", 3},
     {"{\"stream_interval\":0}", "stream_interval", 3},

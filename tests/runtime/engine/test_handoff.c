@@ -12,7 +12,8 @@ typedef struct world {
     bool src[64], dst[64], named[64];
     bool prefill_alive, source_gone, target_gone;
     int given;
-    bool over, request_gone;
+    bool over, request_gone, expired;
+    bool foreign; /* of another pod: nobody here holds the source */
 } world;
 
 static uint32_t chance(world *w, uint32_t n) {
@@ -24,7 +25,7 @@ static void pull(world *w, sp_handoff_act act) {
     int32_t n = act.to;
     if (chance(w, 6) == 0) n = act.from + (int32_t)chance(w, (uint32_t)(act.to - act.from) + 1);
     for (int32_t i = act.from; i < n; i++) {
-        CU_ASSERT_FATAL(w->src[i] && !w->dst[i]);
+        CU_ASSERT_FATAL((w->src[i] || w->foreign) && !w->dst[i]);
         w->dst[i] = true;
     }
     sp_handoff_pull_sent(&w->h, n);
@@ -69,7 +70,7 @@ static void act_on(world *w) {
                 CU_ASSERT_FATAL(w->src[i]);
                 w->src[i] = false;
                 /* Somebody still reads it. */
-                CU_ASSERT_FATAL(!w->dst[i] || w->source_gone);
+                CU_ASSERT_FATAL(!w->dst[i] || w->source_gone || w->expired);
             }
             break;
         case SP_HANDOFF_OVER:
@@ -110,6 +111,10 @@ static void random_event(world *w) {
         w->source_gone = true;
         sp_handoff_source_lost(&w->h);
         break;
+    case 4:
+        w->expired = true;
+        sp_handoff_expired(&w->h);
+        break;
     default:
         if (w->prefill_alive && chance(w, 2)) {
             compute(w, (int32_t)chance(w, (uint32_t)w->h.n + 4)); /* backwards too */
@@ -138,10 +143,14 @@ static void finish(world *w) {
 
 static void in_any_order_nothing_is_lost_and_the_request_is_given_once(void) {
     for (uint64_t seed = 1; seed <= 20000; seed++) {
-        world w = {.s = seed, .prefill_alive = true};
+        world w = {.s = seed, .foreign = seed % 4 == 0};
         int32_t n = 1 + (int32_t)chance(&w, 60);
-        int32_t first = (int32_t)chance(&w, (uint32_t)n);
-        sp_handoff_init(&w.h, first, n);
+        int32_t first = (int32_t)chance(&w, (uint32_t)n + w.foreign);
+        w.prefill_alive = !w.foreign;
+        if (w.foreign)
+            sp_handoff_init_sealed(&w.h, first, n);
+        else
+            sp_handoff_init(&w.h, first, n);
         for (uint32_t i = chance(&w, 80); i > 0 && !w.over; i--) {
             random_event(&w);
             act_on(&w);
@@ -182,6 +191,50 @@ static void undisturbed_every_block_arrives(void) {
     CU_ASSERT(w.over && w.given == 1);
 }
 
+static void a_lease_that_ends_lets_the_source_go_and_not_what_may_be_written(void) {
+    world w = {.s = 1, .prefill_alive = true};
+    sp_handoff_init(&w.h, 0, 8);
+    compute(&w, 6);
+    act_on(&w); /* sealing 0..6 */
+    sp_handoff_sealed(&w.h, w.ticket);
+    w.s = 5; /* there is room for all of them */
+    act_on(&w);
+    CU_ASSERT_FATAL(sp_handoff_pulls(&w.h));
+    int32_t to = w.h.n_pulling;
+    w.expired = true;
+    sp_handoff_expired(&w.h);
+    act_on(&w);
+    CU_ASSERT_EQUAL(w.given, 1);
+    CU_ASSERT_EQUAL(w.h.cause, SP_KV_EXPIRED);
+    CU_ASSERT_FALSE(w.over);
+    for (int i = 0; i < 8; i++) CU_ASSERT(!w.src[i] && w.dst[i] == (i < to));
+    answer_pull(&w, true); /* it comes, late */
+    act_on(&w);
+    CU_ASSERT(w.over && !w.prefill_alive);
+    for (int i = 0; i < 8; i++) CU_ASSERT(!w.dst[i] && !w.named[i]);
+}
+
+static void blocks_of_another_pod_are_only_pulled(void) {
+    sp_handoff h;
+    sp_handoff_init_sealed(&h, 2, 7);
+    sp_handoff_act act = sp_handoff_next(&h);
+    CU_ASSERT(act.what == SP_HANDOFF_PULL && act.from == 2 && act.to == 7);
+    sp_handoff_pull_sent(&h, 7);
+    CU_ASSERT_EQUAL(sp_handoff_next(&h).what, SP_HANDOFF_NOTHING);
+    sp_handoff_pulled(&h, 5, SP_KV_FOREIGN);
+    act = sp_handoff_next(&h);
+    CU_ASSERT(act.what == SP_HANDOFF_SETTLE && act.from == 2 && act.to == 7 && act.good == 5);
+    CU_ASSERT_EQUAL(sp_handoff_next(&h).what, SP_HANDOFF_GIVE);
+    CU_ASSERT_EQUAL(sp_handoff_next(&h).what, SP_HANDOFF_OVER);
+    CU_ASSERT(h.failed && h.cause == SP_KV_FOREIGN);
+    sp_handoff_init_sealed(&h, 3, 3); /* nothing is needed */
+    CU_ASSERT_EQUAL(sp_handoff_next(&h).what, SP_HANDOFF_GIVE);
+    CU_ASSERT_EQUAL(sp_handoff_next(&h).what, SP_HANDOFF_OVER);
+    CU_ASSERT_FALSE(h.failed);
+}
+
 SP_TEST_MAIN("runtime/engine/handoff",
              SP_TEST(in_any_order_nothing_is_lost_and_the_request_is_given_once),
-             SP_TEST(undisturbed_every_block_arrives))
+             SP_TEST(undisturbed_every_block_arrives),
+             SP_TEST(a_lease_that_ends_lets_the_source_go_and_not_what_may_be_written),
+             SP_TEST(blocks_of_another_pod_are_only_pulled))

@@ -1,5 +1,5 @@
-/* Covers runtime/engine/kv_port.c, and with it runtime/model/kv_pieces.c and comm/kvx.c over a real
- * model: one group computes prompts, another of any shape pulls their full blocks and goes on, and
+/* Covers runtime/engine/kv_port.c inside a pod (other pods: test_kv_from.c), and with it
+ * runtime/model/kv_pieces.c and comm/kvx.c over a real model: one group computes prompts, another of any shape pulls their full blocks and goes on, and
  * every logit has the bytes that one rank alone gives. */
 #include "runtime/engine/kv_port.h"
 
@@ -46,6 +46,7 @@ typedef struct pod {
     const int32_t *pp_layers;
     sp_dtype kv_dtype;
     bool exports, tcp;
+    uint64_t other_name;    /* xored into the names that are asked for, but the first one's */
     const struct pod *from; /* pulls the full blocks from it first; NULL: computes all */
     int32_t stride; /* block k of sequence i is number (k * N_SEQS + i) * stride mod N_BLOCKS */
     float *out;     /* [ALL_TOKENS, V]; rows that were not computed stay NAN */
@@ -80,6 +81,10 @@ static int32_t block_of(const pod *p, int32_t seq, int32_t k) {
 
 static uint32_t generation_of(int32_t seq, int32_t k) {
     return 1000u + (uint32_t)(seq * 100 + k);
+}
+
+static uint64_t name_of(int32_t seq, int32_t k) {
+    return UINT64_C(0x9e3779b97f4a7c15) * (uint64_t)(seq * 1000 + k + 1);
 }
 
 /* ---- one rank ---- */
@@ -162,7 +167,8 @@ static sp_status seal_all(rank *r) {
     const sp_stage_kvx *k = sp_kv_port_callbacks(r->port);
     for (int32_t i = 0; i < N_SEQS; i++)
         for (int32_t b = 0; b < lengths[i] / BLOCK; b++) {
-            sp_wire_kv_block ref = {(uint32_t)block_of(r->p, i, b), generation_of(i, b)};
+            sp_wire_kv_block ref = {name_of(i, b), (uint32_t)block_of(r->p, i, b),
+                                    generation_of(i, b)};
             SP_TRY(k->seal(k->ctx, &ref, 1, &r->err));
         }
     return SP_OK;
@@ -174,9 +180,12 @@ static sp_status pull_all(rank *r) {
     int32_t n = 0;
     for (int32_t i = 0; i < N_SEQS; i++)
         for (int32_t b = 0; b < lengths[i] / BLOCK; b++)
-            moves[n++] = (sp_wire_kv_move){(uint32_t)block_of(r->p->from, i, b),
-                                           generation_of(i, b), (uint32_t)block_of(r->p, i, b)};
-    const sp_wire_kv_pull pull = {77, 0, n, moves};
+            moves[n++] = (sp_wire_kv_move){.name = name_of(i, b) ^ r->p->other_name,
+                                           .src_block = (uint32_t)block_of(r->p->from, i, b),
+                                           .generation = generation_of(i, b),
+                                           .dst_block = (uint32_t)block_of(r->p, i, b)};
+    moves[0].name = name_of(0, 0);
+    const sp_wire_kv_pull pull = {.transfer = 77, .lease = 1, .source = 0, .n = n, .moves = moves};
     SP_TRY(k->pull(k->ctx, &pull, &r->err));
     sp_wire_kv_pulled done;
     while (!k->poll_done(k->ctx, &done)) {
@@ -398,6 +407,17 @@ static void a_block_is_only_good_when_every_piece_of_it_was(void) {
                                                 : b == lengths[0] / BLOCK + 2 ? SP_KVX_CHECKSUM
                                                                               : SP_KVX_OK);
     end_pod(&d);
+    pod other = {.m = &m,
+                 .tp = 1,
+                 .pp = 1,
+                 .kv_dtype = SP_DTYPE_F32,
+                 .from = &p,
+                 .other_name = 1,
+                 .stride = 5};
+    run_pod(&other);
+    for (int32_t b = 0; b < FULL_BLOCKS; b++)
+        CU_ASSERT_EQUAL(other.ranks[0].outcomes[b], b == 0 ? SP_KVX_OK : SP_KVX_FOREIGN);
+    end_pod(&other);
     sp_kvx_region_close(p.ranks[2].region);
     p.ranks[2].region = NULL;
     pod late = {.m = &m, .tp = 2, .pp = 1, .kv_dtype = SP_DTYPE_F32, .from = &p, .stride = 5};
@@ -421,13 +441,19 @@ static void what_was_not_configured_is_refused(void) {
     sp_kv_port_config c = {.layout = sp_kv_layout_of(2, 2, 8, BLOCK, SP_DTYPE_F32), .n_blocks = 4};
     must(sp_kv_port_open(&p, &c, &err), &err);
     const sp_stage_kvx *k = sp_kv_port_callbacks(p);
-    const sp_wire_kv_block ref = {1, 2};
-    const sp_wire_kv_move move = {1, 2, 3};
-    const sp_wire_kv_pull pull = {1, 0, 1, &move};
+    const sp_wire_kv_block ref = {.block = 1, .generation = 2};
+    const sp_wire_kv_move move = {.src_block = 1, .generation = 2, .dst_block = 3};
+    const sp_wire_kv_pull pull = {.transfer = 1, .lease = 1, .n = 1, .moves = &move};
+    const sp_wire_kv_leave leave = {.lease = 1, .source = SP_KV_SOURCE_FIRST};
+    sp_stage_kv_note note;
     sp_wire_kv_pulled done;
     CU_ASSERT_EQUAL(k->seal(k->ctx, &ref, 1, &err), SP_E_PROTOCOL);
     CU_ASSERT_EQUAL(k->free_blocks(k->ctx, &ref, 1, &err), SP_E_PROTOCOL);
     CU_ASSERT_EQUAL(k->pull(k->ctx, &pull, &err), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(k->source(k->ctx, SP_KV_SOURCE_FIRST, SP_SLICE("x"), &err), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(k->leave(k->ctx, &leave, &err), SP_OK); /* the lease ends by itself */
+    CU_ASSERT_EQUAL(sp_kv_port_failed_notices(p), 1);
+    CU_ASSERT(!k->poll_note(k->ctx, &note));
     CU_ASSERT(!k->poll_done(k->ctx, &done));
     sp_kv_port_close(p);
 }

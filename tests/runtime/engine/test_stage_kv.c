@@ -16,14 +16,18 @@
 typedef struct fake { /* what the callbacks saw, and what they are to give */
     sp_link *rank;
     sp_wire_kv_block seen[8];
-    int32_t n_seals, n_frees, n_pulls, n_seen;
+    int32_t n_seals, n_frees, n_pulls, n_sources, n_leaves, n_seen;
     sp_wire_kv_move move;
-    uint64_t transfer;
+    uint64_t transfer, lease;
     uint32_t source;
+    char text[64];
+    size_t text_bytes;
+    sp_wire_kv_leave left;
     sp_status gives;
-    pthread_mutex_t lock; /* of what is done: told by a test's thread */
+    pthread_mutex_t lock; /* of what is to be told: a test's thread says so */
+    sp_stage_kv_note notes[4];
     uint64_t done[4];
-    int n_done;
+    int n_notes, n_done;
     uint32_t outcomes[3];
 } fake;
 
@@ -48,8 +52,33 @@ static sp_status pull(void *ctx, const sp_wire_kv_pull *p, sp_err *err) {
     f->n_pulls++;
     f->move = p->moves[p->n - 1];
     f->transfer = p->transfer;
-    f->source = p->source_group;
+    f->source = p->source;
+    f->lease = p->lease;
     return SP_OK;
+}
+static sp_status source(void *ctx, uint32_t number, sp_slice text, sp_err *err) {
+    fake *f = ctx;
+    (void)err;
+    f->n_sources++;
+    f->source = number;
+    f->text_bytes = text.len;
+    if (text.len && text.len <= sizeof f->text) memcpy(f->text, text.ptr, text.len);
+    return SP_OK;
+}
+static sp_status leave(void *ctx, const sp_wire_kv_leave *w, sp_err *err) {
+    fake *f = ctx;
+    (void)err;
+    f->n_leaves++;
+    f->left = *w;
+    return SP_OK;
+}
+static bool poll_note(void *ctx, sp_stage_kv_note *out) {
+    fake *f = ctx;
+    pthread_mutex_lock(&f->lock);
+    const bool is = f->n_notes > 0;
+    if (is) *out = f->notes[--f->n_notes];
+    pthread_mutex_unlock(&f->lock);
+    return is;
 }
 static bool poll_done(void *ctx, sp_wire_kv_pulled *out) {
     fake *f = ctx;
@@ -83,7 +112,7 @@ static void bench_init(bench *b, bool with_kvx) {
         .n_vocab = 61, .n_blocks = BLOCKS, .block_tokens = 8, .max_step_rows = 64};
     CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&b->null, &nc, &err), SP_OK);
     const sp_stage_model m = sp_null_model_callbacks(b->null);
-    b->kvx = (sp_stage_kvx){seal, free_blocks, pull, poll_done, &b->fake};
+    b->kvx = (sp_stage_kvx){seal, free_blocks, pull, source, leave, poll_note, poll_done, &b->fake};
     const sp_stage_config sc = {.offer = sp_fake_offer(61, BLOCKS, 8),
                                 .role = {.embeds = true, .samples = true},
                                 .kvx = with_kvx ? &b->kvx : NULL};
@@ -120,8 +149,8 @@ static sp_status take_list(bench *b, bool freed, uint64_t ticket, const sp_wire_
 }
 
 static sp_status take_pull(bench *b, sp_wire_kv_move move) {
-    const sp_wire_kv_move moves[] = {{1, 2, 3}, move};
-    const sp_wire_kv_pull p = {91, 4, 2, moves};
+    const sp_wire_kv_move moves[] = {{.src_block = 1, .generation = 2, .dst_block = 3}, move};
+    const sp_wire_kv_pull p = {.transfer = 91, .lease = 9, .source = 4, .n = 2, .moves = moves};
     sp_wire_kv_pull_head head;
     sp_piece pieces[2];
     int k = sp_wire_kv_pull_pieces(&p, &head, pieces);
@@ -134,7 +163,8 @@ static void blocks_are_sealed_and_freed_by_the_callbacks_and_sealing_is_answered
     sp_frame f;
     uint64_t ticket = 0;
     bench_init(&b, true);
-    const sp_wire_kv_block blocks[] = {{3, 700}, {BLOCKS - 1, 701}};
+    const sp_wire_kv_block blocks[] = {{.name = 0xabcdef0123456789, .block = 3, .generation = 700},
+                                       {.name = 0, .block = BLOCKS - 1, .generation = 701}};
     CU_ASSERT_EQUAL(take_list(&b, false, 55, blocks, 2), SP_OK);
     CU_ASSERT(b.fake.n_seals == 1 && b.fake.n_seen == 2);
     CU_ASSERT_EQUAL(memcmp(b.fake.seen, blocks, sizeof blocks), 0);
@@ -142,7 +172,7 @@ static void blocks_are_sealed_and_freed_by_the_callbacks_and_sealing_is_answered
     CU_ASSERT_EQUAL(f.type, SP_FRAME_KV_SEALED);
     CU_ASSERT_EQUAL(sp_wire_kv_sealed_decode(f.payload, f.length, &ticket, &err), SP_OK);
     CU_ASSERT_EQUAL(ticket, 55);
-    CU_ASSERT_EQUAL(take_list(&b, true, 0, blocks + 1, 1), SP_OK);
+    CU_ASSERT_EQUAL(take_list(&b, true, 0, blocks + 1, 1), SP_OK); /* freed without a name */
     CU_ASSERT(b.fake.n_frees == 1 && b.fake.n_seen == 1 && b.fake.seen[0].generation == 701);
     CU_ASSERT_EQUAL(sp_link_recv(b.head, &f, 0, &err), SP_AGAIN);
     bench_fini(&b);
@@ -154,34 +184,76 @@ static void a_failed_seal_is_not_answered_and_ends_the_rank(void) {
     sp_frame f;
     bench_init(&b, true);
     b.fake.gives = SP_E_INVALID;
-    const sp_wire_kv_block block = {3, 700};
+    const sp_wire_kv_block block = {.block = 3, .generation = 700};
     CU_ASSERT_EQUAL(take_list(&b, false, 55, &block, 1), SP_E_INVALID);
     CU_ASSERT_EQUAL(sp_link_recv(b.head, &f, 0, &err), SP_AGAIN);
     bench_fini(&b);
+}
+
+static sp_wire_kv_move move_of(uint32_t from, uint32_t generation, uint32_t to) {
+    return (sp_wire_kv_move){
+        .name = 77, .src_block = from, .generation = generation, .dst_block = to};
 }
 
 static void a_pull_is_handed_over_whole(void) {
     bench b;
     bench_init(&b, true);
     /* How many blocks the source has is for the source to say. */
-    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){100000, 6, BLOCKS - 1}), SP_OK);
+    CU_ASSERT_EQUAL(take_pull(&b, move_of(100000, 6, BLOCKS - 1)), SP_OK);
     CU_ASSERT(b.fake.n_pulls == 1 && b.fake.transfer == 91 && b.fake.source == 4);
+    CU_ASSERT(b.fake.lease == 9 && b.fake.move.name == 77);
     CU_ASSERT(b.fake.move.src_block == 100000 && b.fake.move.generation == 6 &&
               b.fake.move.dst_block == BLOCKS - 1);
+    bench_fini(&b);
+}
+
+static sp_status take_source(bench *b, uint32_t number, const char *text) {
+    const sp_wire_kv_source_head head = {number, (uint32_t)strlen(text)};
+    const sp_piece pieces[] = {{&head, sizeof head}, {text, head.text_bytes}};
+    return take(b, SP_FRAME_KV_SOURCE, pieces, 2);
+}
+
+static sp_status take_leave(bench *b, uint64_t lease, uint32_t number) {
+    const sp_wire_kv_leave w = {.lease = lease, .source = number};
+    const sp_piece piece = {&w, sizeof w};
+    return take(b, SP_FRAME_KV_LEAVE, &piece, 1);
+}
+
+static void groups_of_other_pods_come_and_go_and_their_leases_are_given_back(void) {
+    bench b;
+    sp_err err = {0};
+    sp_frame f;
+    bench_init(&b, true);
+    CU_ASSERT_EQUAL(take_source(&b, SP_KV_SOURCE_FIRST + 7, "no JSON, for all we know"), SP_OK);
+    CU_ASSERT(b.fake.n_sources == 1 && b.fake.source == SP_KV_SOURCE_FIRST + 7);
+    CU_ASSERT(b.fake.text_bytes == 24 && memcmp(b.fake.text, "no JSON, for all", 16) == 0);
+    CU_ASSERT_EQUAL(take_source(&b, SP_KV_SOURCE_FIRST, ""), SP_OK);
+    CU_ASSERT(b.fake.n_sources == 2 && b.fake.source == SP_KV_SOURCE_FIRST);
+    CU_ASSERT_EQUAL(b.fake.text_bytes, 0);
+    CU_ASSERT_EQUAL(take_leave(&b, 0x1234567890, SP_KV_SOURCE_FIRST + 63), SP_OK);
+    CU_ASSERT(b.fake.n_leaves == 1 && b.fake.left.lease == 0x1234567890);
+    CU_ASSERT_EQUAL(b.fake.left.source, SP_KV_SOURCE_FIRST + 63);
+    CU_ASSERT_EQUAL(sp_link_recv(b.head, &f, 0, &err), SP_AGAIN); /* none is answered */
     bench_fini(&b);
 }
 
 static void frames_that_cannot_be_are_protocol_errors(void) {
     bench b;
     bench_init(&b, true);
-    const sp_wire_kv_block beyond = {BLOCKS, 700}, no_generation = {1, 0}, good = {1, 2};
+    const sp_wire_kv_block beyond = {.block = BLOCKS, .generation = 700},
+                           no_generation = {.block = 1}, good = {.block = 1, .generation = 2};
     CU_ASSERT_EQUAL(take_list(&b, false, 55, &beyond, 1), SP_E_PROTOCOL);
     CU_ASSERT_EQUAL(take_list(&b, true, 0, &beyond, 1), SP_E_PROTOCOL);
     CU_ASSERT_EQUAL(take_list(&b, false, 55, &no_generation, 1), SP_E_PROTOCOL);
     CU_ASSERT_EQUAL(take_list(&b, true, 9, &good, 1), SP_E_PROTOCOL);
-    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){1, 6, BLOCKS}), SP_E_PROTOCOL);
-    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){1, 0, 2}), SP_E_PROTOCOL);
-    const sp_frame_type types[] = {SP_FRAME_KV_SEAL, SP_FRAME_KV_FREE, SP_FRAME_KV_PULL};
+    CU_ASSERT_EQUAL(take_pull(&b, move_of(1, 6, BLOCKS)), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_pull(&b, move_of(1, 0, 2)), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_source(&b, SP_KV_SOURCE_FIRST - 1, "x"), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_source(&b, SP_KV_SOURCE_FIRST + SP_KV_SOURCES_MAX, "x"), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_leave(&b, 0, SP_KV_SOURCE_FIRST), SP_E_PROTOCOL);
+    CU_ASSERT_EQUAL(take_leave(&b, 5, 0), SP_E_PROTOCOL);
+    const sp_frame_type types[] = {SP_FRAME_KV_SEAL, SP_FRAME_KV_FREE, SP_FRAME_KV_PULL,
+                                   SP_FRAME_KV_SOURCE, SP_FRAME_KV_LEAVE};
     unsigned char bytes[64] = {0};
     for (size_t t = 0; t < SP_LEN(types); t++)
         for (uint32_t n = 0; n < sizeof bytes; n++) {
@@ -189,15 +261,18 @@ static void frames_that_cannot_be_are_protocol_errors(void) {
             CU_ASSERT_EQUAL(take(&b, types[t], &piece, 1), SP_E_PROTOCOL);
         }
     CU_ASSERT_EQUAL(b.fake.n_seals + b.fake.n_frees + b.fake.n_pulls, 0);
+    CU_ASSERT_EQUAL(b.fake.n_sources + b.fake.n_leaves, 0);
     bench_fini(&b);
 }
 
 static void a_rank_without_the_callbacks_knows_no_such_frame(void) {
     bench b;
     bench_init(&b, false);
-    const sp_wire_kv_block block = {3, 700};
+    const sp_wire_kv_block block = {.block = 3, .generation = 700};
     CU_ASSERT_EQUAL(take_list(&b, false, 55, &block, 1), SP_AGAIN);
-    CU_ASSERT_EQUAL(take_pull(&b, (sp_wire_kv_move){1, 6, 2}), SP_AGAIN);
+    CU_ASSERT_EQUAL(take_pull(&b, move_of(1, 6, 2)), SP_AGAIN);
+    CU_ASSERT_EQUAL(take_source(&b, SP_KV_SOURCE_FIRST, "x"), SP_AGAIN);
+    CU_ASSERT_EQUAL(take_leave(&b, 5, SP_KV_SOURCE_FIRST), SP_AGAIN);
     bench_fini(&b);
 }
 
@@ -244,10 +319,45 @@ static void a_pull_that_ends_while_the_rank_waits_is_told_at_once(void) {
     bench_fini(&b);
 }
 
+/* What is said of a pull before it ends must not come after its end. */
+static void renewals_and_leases_are_told_before_what_has_ended(void) {
+    bench b;
+    sp_err err = {0};
+    uint64_t transfer = 0;
+    sp_wire_kv_lease lease;
+    sp_wire_kv_pulled p;
+    bench_init(&b, true);
+    b.fake.notes[0] = (sp_stage_kv_note){.of_lease = true, .id = 0xfeed};
+    b.fake.notes[1] = (sp_stage_kv_note){.of_lease = true, .id = 0xfeed, .renewed = true};
+    b.fake.notes[2] = (sp_stage_kv_note){.id = 41};
+    b.fake.n_notes = 3;
+    b.fake.done[0] = 41;
+    b.fake.n_done = 1;
+    CU_ASSERT_EQUAL_FATAL(sp_stage_kv_tell(&b.kvx, b.rank, &err), SP_OK);
+    sp_frame f = next(&b);
+    CU_ASSERT_EQUAL(f.type, SP_FRAME_KV_RENEW);
+    CU_ASSERT_EQUAL(sp_wire_kv_renew_decode(f.payload, f.length, &transfer, &err), SP_OK);
+    CU_ASSERT_EQUAL(transfer, 41);
+    for (int renewed = 1; renewed >= 0; renewed--) {
+        f = next(&b);
+        CU_ASSERT_EQUAL(f.type, SP_FRAME_KV_LEASE);
+        CU_ASSERT_EQUAL_FATAL(sp_wire_kv_lease_decode(f.payload, f.length, &lease, &err), SP_OK);
+        CU_ASSERT(lease.lease == 0xfeed && lease.renewed == (uint32_t)renewed);
+    }
+    f = next(&b);
+    CU_ASSERT_EQUAL(f.type, SP_FRAME_KV_PULLED);
+    CU_ASSERT_EQUAL_FATAL(sp_wire_kv_pulled_decode(f.payload, f.length, &p, &err), SP_OK);
+    CU_ASSERT_EQUAL(p.transfer, 41);
+    CU_ASSERT_EQUAL(sp_link_recv(b.head, &f, 0, &err), SP_AGAIN);
+    bench_fini(&b);
+}
+
 SP_TEST_MAIN("runtime/engine/stage_kv",
              SP_TEST(blocks_are_sealed_and_freed_by_the_callbacks_and_sealing_is_answered),
              SP_TEST(a_failed_seal_is_not_answered_and_ends_the_rank),
              SP_TEST(a_pull_is_handed_over_whole),
+             SP_TEST(groups_of_other_pods_come_and_go_and_their_leases_are_given_back),
              SP_TEST(frames_that_cannot_be_are_protocol_errors),
              SP_TEST(a_rank_without_the_callbacks_knows_no_such_frame),
-             SP_TEST(a_pull_that_ends_while_the_rank_waits_is_told_at_once))
+             SP_TEST(a_pull_that_ends_while_the_rank_waits_is_told_at_once),
+             SP_TEST(renewals_and_leases_are_told_before_what_has_ended))
