@@ -11,7 +11,7 @@ RUN make --no-print-directory -j"$(nproc)" all && strip build/release/superpod
 # The Debian packages that own the libraries the binary is linked with, by the binary itself.
 RUN ldd build/release/superpod | awk '$3 ~ /^\// { print $3 }' | xargs -n 1 realpath \
     | while read -r lib; do dpkg -S "$lib" || dpkg -S "${lib#/usr}"; done \
-    | cut -d: -f1 | sort -u >build/libraries && grep -q libevent build/libraries
+    | cut -d: -f1 | sort -u >build/libraries && grep -q libevent build/libraries && grep -q libxxhash build/libraries
 # Opened at run time, so the binary does not tell: collectives between nodes, the meeting by PMIx.
 RUN printf '%s\n' libucx0 libpmix2 >>build/libraries
 

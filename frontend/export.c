@@ -323,11 +323,12 @@ static void put_pool_figures(text *t, const sp_engine_group_status *groups, int 
         const char *name, *help;
         bool is_counter;
     } rows[] = {
-        {"superpod:pool_running", "Requests in model execution batches of a group of ranks."},
-        {"superpod:pool_waiting", "Requests waiting at a group of ranks."},
-        {"superpod:pool_blocks_used", "KV blocks of a group of ranks that are in use."},
-        {"superpod:pool_blocks_total", "KV blocks of a group of ranks."},
-        {"superpod:pool_load_tokens", "Tokens of all requests that a group of ranks has."},
+        {"superpod:pool_running", "Requests in model execution batches of a group of ranks.",
+         false},
+        {"superpod:pool_waiting", "Requests waiting at a group of ranks.", false},
+        {"superpod:pool_blocks_used", "KV blocks of a group of ranks that are in use.", false},
+        {"superpod:pool_blocks_total", "KV blocks of a group of ranks.", false},
+        {"superpod:pool_load_tokens", "Tokens of all requests that a group of ranks has.", false},
         {"superpod:pool_prompt_tokens_total", "Prompt tokens that a group has computed.", true},
         {"superpod:pool_generated_tokens_total", "Tokens that a group has drawn.", true}};
     for (int k = 0; k < (int)SP_LEN(rows); k++) {

@@ -30,6 +30,7 @@
 typedef struct agent {
     const sp_config *config;
     const sp_place *place;
+    sp_pools pools;
     sp_child head, ranks[SP_BOOT_RINGS_MAX];
     int n_ranks;
     int bell_fd, signal_fd, listen_fd, joined_fd, launcher_fd;
@@ -115,6 +116,15 @@ static sp_status start_head(agent *a, const sp_boot *b, char **argv, sp_err *err
     return sp_child_start(&a->head, "internal-head", b, keep, n, argv, err);
 }
 
+/* The next smaller pools of at most so many ranks. */
+static void say_smaller(const sp_pools *pools, int64_t ranks, char out[SP_POOLS_TEXT]) {
+    sp_pools at = *pools;
+    bool more = true;
+    while (more && sp_pools_ranks(&at) > ranks) more = sp_pools_shrink(&at);
+    sp_pools_text(&at, out);
+    if (!more) snprintf(out, SP_POOLS_TEXT, "only %d slots or more", (int)pools->n);
+}
+
 /* Sets the share of the ranks that this agent starts. */
 static sp_status check_sizes(agent *a, const sp_pools *pools, int n_agents, sp_err *err) {
     char shape[SP_POOLS_TEXT];
@@ -128,20 +138,23 @@ static sp_status check_sizes(agent *a, const sp_pools *pools, int n_agents, sp_e
         return SP_FAIL(err, SP_E_INVALID, "%d agents in the pod, at most %d", n_agents,
                        SP_POD_AGENTS_MAX);
     int share = sp_roster_share(n_ranks, n_agents, 0);
-    if (c->slots > 0 && share > c->slots)
-        return SP_FAIL(err, SP_E_INVALID,
-                       "%d ranks (%s) over %d agent%s are %d here, there %s %d slot%s", n_ranks,
-                       shape, n_agents, n_agents == 1 ? "" : "s", share,
-                       c->slots == 1 ? "is" : "are", (int)c->slots, c->slots == 1 ? "" : "s");
+    if (c->slots > 0 && share > c->slots) {
+        char fits[SP_POOLS_TEXT];
+        say_smaller(pools, c->slots * n_agents, fits);
+        return SP_FAIL(
+            err, SP_E_INVALID,
+            "%d ranks (%s) over %d agent%s are %d here, %s would fit: there %s %d slot%s", n_ranks,
+            shape, n_agents, n_agents == 1 ? "" : "s", share, fits, c->slots == 1 ? "is" : "are",
+            (int)c->slots, c->slots == 1 ? "" : "s");
+    }
     a->n_ranks = share;
     return SP_OK;
 }
 
 static sp_status start_all(agent *a, char **argv, sp_err *err) {
     const sp_config *c = a->config;
-    sp_pools pools;
-    SP_TRY(sp_pools_of(&pools, c, err));
-    int n_agents = n_agents_of(c, &pools, a->place);
+    SP_TRY(sp_pools_of(&a->pools, c, err));
+    int n_agents = n_agents_of(c, &a->pools, a->place);
     SP_TRY(open_descriptors(a, err));
     sp_boot b = {.bell_fd = a->bell_fd,
                  .listen_fd = -1,
@@ -152,7 +165,7 @@ static sp_status start_all(agent *a, char **argv, sp_err *err) {
                  .outward = a->place->outward,
                  .ranks_on_node = c->ranks_on_node};
     snprintf(b.source, sizeof b.source, "%s", a->place->source);
-    SP_TRY(check_sizes(a, &pools, n_agents, err));
+    SP_TRY(check_sizes(a, &a->pools, n_agents, err));
     if (n_agents > 1) SP_TRY(open_door(a, &b, err));
     sp_status st = start_ranks(a, &b, err);
     if (st == SP_OK) st = start_head(a, &b, argv, err);
@@ -201,9 +214,16 @@ static void hurry(agent *a, int64_t grace_ns) {
     if (at < a->kill_at_ns) a->kill_at_ns = at;
 }
 
-/* A neighbour that dies of it may be reaped before the one that was killed. */
+/* A neighbour that dies of it may be reaped before the one that was killed. The ranks of this agent
+ * are the pod's first. */
 static void say_end(const agent *a, const sp_child *c) {
-    if (c->code < 0 && !a->killed) sp_error("%s was killed by signal %d", c->name, -c->code);
+    char of[sizeof a->pools.at[0].name + 16] = "";
+    if (c->code >= 0 || a->killed) return;
+    if (a->pools.given && c != &a->head) {
+        int32_t pool = sp_pools_place_of(&a->pools, (int32_t)(c - a->ranks)).pool;
+        snprintf(of, sizeof of, " of pool '%s'", a->pools.at[pool].name);
+    }
+    sp_error("%s%s was killed by signal %d", c->name, of, -c->code);
 }
 
 static void reap(agent *a) {

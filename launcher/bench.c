@@ -2,6 +2,7 @@
 
 #include "launcher/bench_group.h"
 #include "launcher/bench_http.h"
+#include "launcher/bench_kvx.h"
 #include "launcher/bench_step.h"
 #include "launcher/bench_wireup.h"
 #include "runtime/base/status.h"
@@ -17,6 +18,7 @@ static const struct {
     {"http", sp_bench_http, "load an OpenAI-compatible server: --url http://HOST:PORT"},
     {"step", sp_bench_step, "time decode steps of one rank, without head and HTTP: --model DIR"},
     {"allreduce", sp_bench_group, "time one sum over the ranks of this node"},
+    {"kvx", sp_bench_kvx, "time KV blocks from process to process against the bare way"},
     {"wireup", sp_bench_wireup, "time the start of a pod of N ranks until it is ready"},
 };
 

@@ -1,5 +1,6 @@
 #include "launcher/bench_load.h"
 
+#include "launcher/bench_body.h"
 #include "launcher/bench_target.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/json.h"
@@ -44,8 +45,9 @@ struct load {
     int epoll, n_conns;
     conn *conns;
     int64_t n_started, n_ended, n_wanted;
-    int64_t now_ns; /* of the read that is being worked on */
-    char *bytes;    /* READ_BYTES */
+    int64_t began_ns; /* this phase */
+    int64_t now_ns;   /* of the read that is being worked on */
+    char *bytes;      /* READ_BYTES */
 };
 
 /* Bucket b holds times up to 1.01^(b+1) us. */
@@ -185,19 +187,41 @@ static void fail_errno(conn *c, const char *kind) {
     fail(c, kind, sp_slice_of(strerror(errno)));
 }
 
+static bool is_within(int64_t ns, int64_t limit_ns) {
+    return limit_ns == 0 || ns <= limit_ns;
+}
+
+/* What follows the first token, by how many that is; an answer of one token has no such time. */
+static void count_against_limits(const conn *c, int64_t n_out, int64_t whole_ns) {
+    const sp_load_config *config = c->owner->config;
+    sp_load_result *r = c->owner->result;
+    int64_t first_ns = c->n_events > 0 ? c->first_ns - c->begin_ns : whole_ns, each_ns = 0;
+    if (n_out > 1 && c->n_events > 0) {
+        each_ns = (whole_ns - first_ns) / (n_out - 1);
+        add_time(&r->each, each_ns);
+    }
+    for (int i = 0; i < config->n_limits; i++) {
+        const sp_load_limits *limits = &config->limits[i];
+        r->n_good[i] += is_within(first_ns, limits->ttft_ns) &&
+                        is_within(each_ns, limits->tpot_ns) && is_within(whole_ns, limits->e2e_ns);
+    }
+}
+
 static void count_success(conn *c) {
     load *l = c->owner;
     sp_load_result *r = l->result;
     l->n_ended++;
     if (!r) return;
+    const int64_t n_out = c->n_usage_out >= 0 ? c->n_usage_out : c->n_events;
     r->n_completed++;
     r->n_bytes_out += c->n_sent;
     r->n_events += c->n_events;
-    r->n_output_tokens += c->n_usage_out >= 0 ? c->n_usage_out : c->n_events;
+    r->n_output_tokens += n_out;
     r->n_prompt_tokens += c->n_usage_in >= 0 ? c->n_usage_in : 0;
     r->n_without_usage += c->n_usage_out < 0;
     if (c->n_events > 0) add_time(&r->first, c->first_ns - c->begin_ns);
     add_time(&r->whole, l->now_ns - c->begin_ns);
+    count_against_limits(c, n_out, l->now_ns - c->begin_ns);
 }
 
 /* The whole response has come. */
@@ -226,58 +250,11 @@ static void end_request(conn *c) {
     }
 }
 
-static const char *const words[] = {
-    "time",  "water", "house", "light", "paper", "green", "river", "stone", "music", "table",
-    "night", "cloud", "horse", "bread", "glass", "plant", "storm", "field", "voice", "north",
-    "metal", "ocean", "story", "wheel", "floor", "apple", "tower", "chair", "smoke", "grain"};
-
-/* Starts with the number of the request, so that no prefix is shared unless that is asked for. */
-static void put_prompt(sp_buf *b, const sp_load_config *config, int64_t index) {
-    if (config->prompt) {
-        sp_buf_puts(b, config->prompt);
-        return;
-    }
-    uint64_t s = (uint64_t)(config->same_prompt ? 0 : index) * 0x9e3779b97f4a7c15u + 1;
-    for (int i = 0; i < config->prompt_tokens; i++) {
-        s = s * 6364136223846793005u + 1442695040888963407u;
-        if (i) sp_buf_putc(b, ' ');
-        sp_buf_puts(b, words[(s >> 33) % SP_LEN(words)]);
-    }
-}
-
-static void put_body(sp_buf *b, const load *l, int64_t index) {
-    const sp_load_config *config = l->config;
-    sp_buf prompt;
-    sp_buf_init(&prompt, 0);
-    put_prompt(&prompt, config, index);
-    sp_jw w = sp_jw_on(b);
-    sp_jw_object(&w);
-    sp_jw_key(&w, "model"), sp_jw_str(&w, l->target.model);
-    if (config->is_chat) {
-        sp_jw_key(&w, "messages"), sp_jw_array(&w), sp_jw_object(&w);
-        sp_jw_key(&w, "role"), sp_jw_str(&w, "user");
-        sp_jw_key(&w, "content"), sp_jw_string(&w, sp_buf_slice(&prompt));
-        sp_jw_object_end(&w), sp_jw_array_end(&w);
-    } else {
-        sp_jw_key(&w, "prompt"), sp_jw_string(&w, sp_buf_slice(&prompt));
-    }
-    sp_jw_key(&w, "max_tokens"), sp_jw_int(&w, config->max_tokens);
-    sp_jw_key(&w, "temperature"), sp_jw_number(&w, config->temperature);
-    if (config->ignores_eos) sp_jw_key(&w, "ignore_eos"), sp_jw_bool(&w, true);
-    sp_jw_key(&w, "stream"), sp_jw_bool(&w, config->streams);
-    if (config->streams) {
-        sp_jw_key(&w, "stream_options"), sp_jw_object(&w);
-        sp_jw_key(&w, "include_usage"), sp_jw_bool(&w, true), sp_jw_object_end(&w);
-    }
-    sp_jw_object_end(&w);
-    sp_buf_fini(&prompt);
-}
-
 static void build_request(conn *c) {
     const sp_load_config *config = c->owner->config;
     sp_buf body;
     sp_buf_init(&body, 0);
-    put_body(&body, c->owner, c->index);
+    sp_load_put_body(&body, config, c->owner->target.model, c->index);
     sp_buf_clear(&c->out);
     sp_target_put_head(&c->out, config, "POST",
                        config->is_chat ? "chat/completions" : "completions");
@@ -326,6 +303,11 @@ static void reset_answer(conn *c) {
     c->has_done = c->has_error = false;
 }
 
+/* When a request of the trace is to be sent. */
+static int64_t due_ns(const load *l, int64_t index) {
+    return l->began_ns + l->config->trace->rows[index].at_ns;
+}
+
 static void begin_request(conn *c) {
     load *l = c->owner;
     c->index = l->n_started++;
@@ -333,7 +315,7 @@ static void begin_request(conn *c) {
     reset_answer(c);
     c->is_busy = true;
     c->n_sent = 0;
-    c->begin_ns = sp_now_ns();
+    c->begin_ns = l->config->trace ? due_ns(l, c->index) : sp_now_ns();
     if (c->out.failed)
         fail(c, "out of memory", SP_SLICE("building a request"));
     else if (c->fd >= 0)
@@ -394,17 +376,37 @@ static void expire(load *l) {
     }
 }
 
+/* How long until the next request of the trace is due: 0 when it is. Without one all are. */
+static int64_t pause_ns(const load *l, int64_t last) {
+    if (!l->config->trace || l->n_started >= last) return 0;
+    int64_t left = due_ns(l, l->n_started) - sp_now_ns();
+    return left > 0 ? left : 0;
+}
+
+/* Those that are due, as far as there are idle connections; how long to wait for events at most. */
+static int begin_requests(load *l, int64_t last) {
+    int64_t left = 0;
+    for (int i = 0; i < l->n_conns && l->n_started < last; i++) {
+        if (l->conns[i].is_busy) continue;
+        left = pause_ns(l, last);
+        if (left > 0) break;
+        begin_request(&l->conns[i]);
+    }
+    int64_t ms = (left + SP_NS_PER_MS - 1) / SP_NS_PER_MS;
+    return left > 0 && ms < TICK_MS ? (int)ms : TICK_MS;
+}
+
 static sp_status run_phase(load *l, int64_t n_wanted, sp_err *err) {
     struct epoll_event events[EPOLL_MAX];
-    int64_t next_tick = sp_now_ns() + TICK_MS * SP_NS_PER_MS;
+    l->began_ns = sp_now_ns();
+    int64_t next_tick = l->began_ns + TICK_MS * SP_NS_PER_MS;
     l->n_ended = 0;
     l->n_wanted = n_wanted;
     const int64_t last = l->n_started + n_wanted;
     while (l->n_ended < l->n_wanted) {
-        for (int i = 0; i < l->n_conns && l->n_started < last; i++)
-            if (!l->conns[i].is_busy) begin_request(&l->conns[i]);
+        int wait_ms = begin_requests(l, last);
         if (l->n_ended >= l->n_wanted) break;
-        int n = epoll_wait(l->epoll, events, EPOLL_MAX, TICK_MS);
+        int n = epoll_wait(l->epoll, events, EPOLL_MAX, wait_ms);
         if (n < 0 && errno != EINTR) return SP_FAIL(err, SP_E_IO, "epoll: %s", strerror(errno));
         for (int i = 0; i < n; i++) {
             conn *c = events[i].data.ptr;
@@ -452,6 +454,7 @@ static void close_conns(load *l) {
 
 sp_status sp_load_run(const sp_load_config *config, sp_load_result *out, sp_err *err) {
     load l = {.config = config, .n_conns = config->n_streams};
+    SP_ASSERT(!config->trace || (config->n_warmup == 0 && config->n_requests <= config->trace->n));
     SP_TRY(sp_target_find(&l.target, config, err));
     l.epoll = epoll_create1(EPOLL_CLOEXEC);
     if (l.epoll < 0) return SP_FAIL(err, SP_E_IO, "epoll: %s", strerror(errno));

@@ -1,15 +1,18 @@
-/* launcher/bench_load.h - a closed-loop load on an OpenAI-compatible server.
+/* launcher/bench_load.h - a load on an OpenAI-compatible server.
  *
- * `n_streams` connections each send the next request as soon as the last one ended. One thread, one
- * epoll, our own HTTP reader: the load shares its cores with the server that it measures, so what
- * it costs itself is part of the result. Times are kept as histograms of 1 % steps, so memory does
- * not grow with the load. An event is a streamed piece with text in it; a time to first token and
- * the gaps between tokens are those of events as they arrive, several in one read count as one
- * moment.
+ * Closed loop: `n_streams` connections each send the next request as soon as the last one ended. Open
+ * loop, with a trace: each request is sent when its time has come, and all its times are counted
+ * from then, also where no connection was free. One thread, one epoll, our own HTTP reader: the load
+ * shares its cores with the server that it measures, so what it costs itself is part of the result.
+ * Times are kept as histograms of 1 % steps, so memory does not grow with the load. An event is a
+ * streamed piece with text in it; a time to first token (TTFT) and the gaps between tokens are those
+ * of events as they arrive, several in one read count as one moment. The time per output token
+ * (TPOT) is that of the whole request after its first token, by the tokens that followed it.
  *
  * Thread: main. */
 #pragma once
 
+#include "launcher/bench_trace.h"
 #include "launcher/http_client.h"
 
 #define SP_LOAD_STREAMS_MAX 4096
@@ -17,6 +20,13 @@
 #define SP_LOAD_PROMPT_TOKENS_MAX 1000000
 #define SP_LOAD_KINDS_MAX 16
 #define SP_LOAD_BODY_MAX ((size_t)64 << 20) /* of an answer that is not streamed */
+#define SP_LOAD_IDS_MAX (1 << 24)
+#define SP_LOAD_LIMITS_MAX 8
+
+/** What a request must keep to be a good one. 0: no limit. */
+typedef struct sp_load_limits {
+    int64_t ttft_ns, tpot_ns, e2e_ns;
+} sp_load_limits;
 
 typedef struct sp_load_config {
     sp_url url;
@@ -24,6 +34,12 @@ typedef struct sp_load_config {
     const char *prompt;          /* NULL: `prompt_tokens` synthetic words */
     int prompt_tokens;
     bool same_prompt;
+    int32_t ids_first, ids_last; /* prompts of random token ids of this range; last 0: of words */
+    uint64_t seed;               /* other numbers: other prompts */
+    const sp_trace *trace;       /* NULL: none. It says when, and how long; prompts are ids */
+    const char *extra;           /* members of a JSON object that each request gets; NULL: none */
+    sp_load_limits limits[SP_LOAD_LIMITS_MAX];
+    int n_limits;
     bool is_chat, streams, ignores_eos;
     int n_streams, n_requests, n_warmup;
     int max_tokens;
@@ -52,7 +68,9 @@ typedef struct sp_load_result {
     int64_t n_events;
     int64_t n_without_usage; /* completed requests whose answer had no usage */
     uint64_t n_bytes_in, n_bytes_out;
-    sp_load_times first, gap, whole; /* time to first token, between tokens, of a request */
+    sp_load_times first, gap, whole;    /* time to first token, between tokens, of a request */
+    sp_load_times each;                 /* per output token after the first: of requests with two */
+    int64_t n_good[SP_LOAD_LIMITS_MAX]; /* completed within those limits */
     int n_kinds;
     sp_load_kind kinds[SP_LOAD_KINDS_MAX];
     char model[256];

@@ -59,11 +59,18 @@ static const row rows[] = {
     {"json", NULL, BOOL, AT(json), "false", 0, 0, PLAN, "as JSON"},
     {"pp-layers", NULL, STR, AT(pp_layers), NULL, 0, 0, ALL | PLAN,
      "layers of each stage, as 30,32,32,32"},
-    {"pool", "pools", LIST, AT(pool), NULL, 0, 0, HTTP,
+    {"pool", "pools", LIST, AT(pool), NULL, 0, 0, HTTP | PLAN,
      "a pool of groups, each with the whole model: name=d,role=decode,replicas=2,tp=2,pp=1; role "
      "mixed, prefill or decode; once a pool (in the variable: between ';')"},
     {"prefill-threshold-tokens", NULL, INT, AT(prefill_threshold), "256", 0, 1 << 24, HTTP,
      "more tokens of a prompt than these are computed by a prefill pool, where there is one"},
+    {"kv-secret-file", NULL, STR, AT(kv_secret_file), NULL, 0, 0, HTTP,
+     "file of a secret, 16 bytes or more, mode 0600: pods with the same one lend one another KV "
+     "blocks (kv_transfer_params)"},
+    {"kv-load-failure-policy", NULL, STR, AT(kv_load_failure_policy), "recompute", 0, 0, HTTP,
+     "when blocks that another pod lent do not come: recompute, or fail the request"},
+    {"kv-lease-seconds", NULL, INT, AT(kv_lease_s), "30", 1, 3600, HTTP,
+     "blocks stay for so long after the last sign of who pulls them"},
     {"collectives", NULL, STR, AT(collectives), "auto", 0, 0, ALL,
      "auto (shm inside a node, ucx between nodes), shm or ucx"},
     {"null-model", NULL, BOOL, AT(null_model), "false", 0, 0, HTTP,
@@ -444,6 +451,11 @@ sp_status sp_config_parse(sp_config *out, sp_command command, int argc, char **a
     if (st == SP_OK && !*help && !c.model && strcmp(c.role, "worker") != 0)
         st = SP_FAIL(err, SP_E_INVALID,
                      "no model: give --model DIR (the demo model is configs/podling)");
+    if (st == SP_OK && strcmp(c.kv_load_failure_policy, "recompute") != 0 &&
+        strcmp(c.kv_load_failure_policy, "fail") != 0)
+        st = SP_FAIL(err, SP_E_INVALID,
+                     "option 'kv-load-failure-policy': want recompute or fail, got '%.60s'",
+                     c.kv_load_failure_policy);
     if (st != SP_OK) {
         sp_config_fini(&c);
         return st;

@@ -40,6 +40,8 @@ typedef struct sp_config {
     const char *pp_layers;
     sp_list pool; /* launcher/pools.h reads them */
     int64_t prefill_threshold;
+    const char *kv_secret_file, *kv_load_failure_policy; /* launcher/kv_share.h */
+    int64_t kv_lease_s;
     const char *backend, *collectives;
     bool null_model;
     int64_t threads;

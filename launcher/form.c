@@ -13,7 +13,7 @@
 #define NUMBER(field, min, max) SP_FLAT_NUMBER_ROW(sp_form, field, min, max)
 #define FLAG(field) SP_FLAT_FLAG_ROW(sp_form, field)
 
-/* The first SHARED rows are the same for all ranks. */
+/* The first SHARED rows are the same for all ranks, and no secret of other pods too. */
 static const sp_flat_row rows[] = {
     TEXT(model_dir),
     TEXT(backend),
@@ -35,6 +35,7 @@ static const sp_flat_row rows[] = {
     FLAG(pin),
     FLAG(log_json),
     FLAG(null_model),
+    TEXT(kv_key),
     NUMBER(group, 0, SP_FORM_GROUPS_MAX - 1),
     NUMBER(first, 0, 511),
     NUMBER(tp, 1, 64),
@@ -44,7 +45,7 @@ static const sp_flat_row rows[] = {
     NUMBER(local_rank, 0, 8191),
     NUMBER(local_ranks, 1, 8192),
 };
-#define SHARED (SP_LEN(rows) - 8)
+#define SHARED (SP_LEN(rows) - 9)
 
 void sp_form_write(const sp_form *form, sp_buf *out) {
     sp_jw w = sp_jw_on(out);
@@ -78,16 +79,24 @@ void sp_form_hash(const sp_form *form, char out[SP_CONFIG_HASH_BYTES]) {
     sp_fingerprint_text(digest, out);
 }
 
-sp_status sp_form_key(const sp_form *form, uint8_t out[SP_FORM_KEY_BYTES], sp_err *err) {
-    const char *hex = form->group_key;
+static sp_status read_key(const char *key, const char *hex, uint8_t *out, sp_err *err) {
+    const size_t digits = 2 * (size_t)SP_FORM_KEY_BYTES;
+    if (strlen(hex) != digits || strspn(hex, "0123456789abcdefABCDEF") != digits)
+        return SP_FAIL(err, SP_E_INVALID, "%s: want %zu hexadecimal digits", key, digits);
     for (size_t i = 0; i < SP_FORM_KEY_BYTES; i++) {
-        unsigned byte;
-        if (strlen(hex) != 2 * (size_t)SP_FORM_KEY_BYTES || sscanf(hex + 2 * i, "%2x", &byte) != 1)
-            return SP_FAIL(err, SP_E_INVALID, "group_key: want %d hexadecimal digits",
-                           2 * SP_FORM_KEY_BYTES);
-        out[i] = (uint8_t)byte;
+        const char byte[3] = {hex[2 * i], hex[2 * i + 1], 0};
+        out[i] = (uint8_t)strtoul(byte, NULL, 16);
     }
     return SP_OK;
+}
+
+sp_status sp_form_key(const sp_form *form, uint8_t out[SP_FORM_KEY_BYTES], sp_err *err) {
+    return read_key("group_key", form->group_key, out, err);
+}
+
+sp_status sp_form_kv_key(const sp_form *form, uint8_t out[SP_FORM_KEY_BYTES], sp_err *err) {
+    if (!form->kv_key[0]) return sp_form_key(form, out, err);
+    return read_key("kv_key", form->kv_key, out, err);
 }
 
 sp_status sp_form_numbers(const char *text, int n, int32_t min, int32_t max, int32_t *out,

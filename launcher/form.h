@@ -2,8 +2,8 @@
  *
  * One JSON object, so that a person can read it in a log; every key must be there, none other may.
  * It is the only thing that configures a rank. All ranks get the same but for their own place
- * (the last lines of the struct); the hash of the rest is the pod's configuration, which every rank computes and
- * says again, so that no two ranks can run by different words.
+ * (the last lines of the struct); the hash of what comes before kv_key is the pod's configuration,
+ * which every rank computes and says again, so that no two ranks can run by different words.
  *
  * Thread: plain data. */
 #pragma once
@@ -23,6 +23,9 @@ typedef struct sp_form {
     int64_t max_step_rows; /* logits rows of one step */
     int64_t timeout_ms;    /* of waiting for a neighbour inside a step */
     bool pin, log_json, null_model;
+    /* Hexadecimal: what readers of KV blocks prove, in this pod and in others; "": no other pod may,
+     * and here it is group_key. All get the same, but the hash is shown to people and leaves it out. */
+    char kv_key[72];
     /* Its own place: */
     int64_t group, first;            /* its group, and the rank of the pod that is that group's 0 */
     int64_t tp, pp, n_blocks;        /* of its group */
@@ -64,6 +67,9 @@ SP_NODISCARD sp_status sp_form_groups(const sp_form *form, sp_form_group *out, i
 /** Errors: SP_E_INVALID `group_key` is not that many bytes in hexadecimal. */
 SP_NODISCARD sp_status sp_form_key(const sp_form *form, uint8_t out[SP_FORM_KEY_BYTES],
                                    sp_err *err);
+/** `kv_key`, or `group_key` where it is "". Errors: likewise. */
+SP_NODISCARD sp_status sp_form_kv_key(const sp_form *form, uint8_t out[SP_FORM_KEY_BYTES],
+                                      sp_err *err);
 
 /** Parses `nodes` or a list of layers. Errors: SP_E_INVALID not `n` plain numbers of min..max
  * (0 at least). */

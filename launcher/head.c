@@ -2,6 +2,7 @@
 
 #include "launcher/boot.h"
 #include "launcher/bytes_text.h"
+#include "launcher/faults.h"
 #include "launcher/head_serve.h"
 #include "launcher/logits.h"
 #include "launcher/terminal.h"
@@ -29,6 +30,7 @@ typedef struct head {
     sp_config config;
     sp_model model;
     sp_boot boot;
+    sp_kv_share share;
     sp_pod *pod;
     sp_engine *engine;
     sp_tokenizer *tokenizer;
@@ -99,6 +101,18 @@ static int64_t block_bytes(const sp_model *m) {
     return bytes;
 }
 
+/* One pod, one life: a fresh secret keeps the chains of others out. Pods that lend one another blocks
+ * name them alike. */
+static sp_status make_cache_key(const head *h, uint8_t out[32], sp_err *err) {
+    if (h->share.on) {
+        memcpy(out, h->share.chain_key, sizeof h->share.chain_key);
+        return SP_OK;
+    }
+    if (getrandom(out, 32, 0) != 32)
+        return SP_FAIL(err, SP_E_IO, "no random bytes: %s", strerror(errno));
+    return SP_OK;
+}
+
 static sp_status make_engine(head *h, sp_err *err) {
     const sp_plan *p = &h->model.pool[0].plan; /* what is not of a group is equal in all */
     sp_engine_group groups[SP_GROUPS_MAX];
@@ -113,6 +127,8 @@ static sp_status make_engine(head *h, sp_err *err) {
     ec.n_groups = sp_pools_groups(&h->model.pools);
     ec.prefill_threshold_tokens = (int32_t)h->config.prefill_threshold;
     ec.kv_block_bytes = block_bytes(&h->model);
+    ec.kv_shared = h->share.on;
+    ec.kv_lease_ns = h->config.kv_lease_s * SP_NS_PER_S;
     ec.n_vocab = h->model.desc.vocab;
     ec.eos_ids = h->model.desc.eos;
     ec.n_eos_ids = h->model.desc.n_eos;
@@ -120,11 +136,10 @@ static sp_status make_engine(head *h, sp_err *err) {
     ec.step_timeout_ns = step_timeout_ns(&h->model);
     ec.enable_prefix_cache = h->config.prefix_caching;
     memcpy(ec.fingerprint, h->model.fingerprint, sizeof ec.fingerprint);
-    /* One pod, one life: a fresh secret keeps the chains of others out. */
-    if (getrandom(ec.cache_key, sizeof ec.cache_key, 0) != sizeof ec.cache_key)
-        return SP_FAIL(err, SP_E_IO, "no random bytes: %s", strerror(errno));
-    SP_TRY(sp_engine_create(&h->engine, &ec, sp_pod_fan(h->pod), err));
-    return sp_engine_start(h->engine, err);
+    SP_TRY(make_cache_key(h, ec.cache_key, err));
+    sp_status st = sp_engine_create(&h->engine, &ec, sp_pod_fan(h->pod), err);
+    explicit_bzero(ec.cache_key, sizeof ec.cache_key);
+    return st == SP_OK ? sp_engine_start(h->engine, err) : st;
 }
 
 /* A model without a template serves completions; chat requests are then refused with words. */
@@ -162,7 +177,8 @@ static sp_status open_head(head *h, sp_err *err) {
     h->config.ranks_on_node = h->boot.ranks_on_node;
     if (!h->config.host) h->config.host = h->boot.outward ? "0.0.0.0" : "127.0.0.1";
     SP_TRY(sp_model_prove(&h->model, &h->config, err));
-    SP_TRY(sp_pod_open(&h->pod, &h->config, &h->model, &h->boot, h->stop_fd, err));
+    SP_TRY(sp_kv_share_load(&h->share, h->config.kv_secret_file, err));
+    SP_TRY(sp_pod_open(&h->pod, &h->config, &h->model, &h->share, &h->boot, h->stop_fd, err));
     say_joined(h);
     SP_TRY(make_engine(h, err));
     return load_text(h, err);
@@ -183,6 +199,7 @@ static void close_head(head *h, int code, const char *why) {
     sp_tokenizer_free(h->tokenizer);
     sp_pod_close(h->pod, code, why);
     explicit_bzero(&h->boot.token, sizeof h->boot.token);
+    sp_kv_share_wipe(&h->share);
     sp_model_fini(&h->model);
     if (h->stop_fd >= 0) close(h->stop_fd);
     sp_config_fini(&h->config);
@@ -209,7 +226,8 @@ static int run_front(head *h) {
                   .tokenizer = h->tokenizer,
                   .chat = h->chat,
                   .stop_fd = h->stop_fd,
-                  .pod = h->pod};
+                  .pod = h->pod,
+                  .share = &h->share};
     switch (h->config.command) {
     case SP_CMD_SERVE:
         return sp_head_serve(&f);
@@ -259,6 +277,7 @@ int sp_head(int argc, char **argv) {
     }
     prctl(PR_SET_NAME, "superpod-head");
     sp_status st = parse(h, (sp_command)command, argc - 2, argv + 2, &err);
+    sp_faults_warn();
     if (st == SP_OK) st = open_head(h, &err);
     if (st == SP_OK && command != SP_CMD_SERVE) st = wait_ready(h, &err);
     if (st != SP_OK && st != SP_E_CLOSED && st != SP_E_CANCELED)
@@ -268,6 +287,7 @@ int sp_head(int argc, char **argv) {
     char why[200] = "";
     const char *words = why_it_ends(h, st, &err, why, sizeof why);
     close_head(h, code, words);
+    sp_faults_tell();
     sp_free(h);
     return code;
 }

@@ -22,6 +22,7 @@ typedef struct sp_front {
     const sp_chat *chat;           /* NULL: the model has no template */
     int stop_fd;                   /* readable after SIGTERM or SIGINT: a signalfd */
     sp_pod *pod;                   /* who computes; looked after by `serve`'s ctl thread */
+    const sp_kv_share *share;      /* off: no other pod may read KV blocks */
 } sp_front;
 
 /** "internal-head BOOTFD COMMAND ...": started by the first agent only. */

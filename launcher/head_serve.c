@@ -21,6 +21,9 @@
 
 typedef struct ctl {
     const sp_front *front;
+    char host[256]; /* what sp_server_kv borrows */
+    char identity[SP_FINGERPRINT_TEXT];
+    sp_server_kv kv;
     sp_server *server;
     sp_wake done; /* the loop has ended */
     bool told;    /* that it serves */
@@ -43,14 +46,19 @@ static void say_ready(const ctl *c) {
     fflush(stdout);
 }
 
+/* Where others reach us, for people and files: no address that means all of them. */
+static void reached_at(const sp_config *config, char *out, size_t n) {
+    const bool any = strcmp(config->host, "0.0.0.0") == 0 || strcmp(config->host, "::") == 0;
+    out[n - 1] = 0;
+    if (!any || gethostname(out, n - 1) != 0) snprintf(out, n, "%s", config->host);
+}
+
 /* Written beside its name and renamed: who looks sees all of it or nothing. */
 static void write_endpoint(const ctl *c) {
     const sp_config *config = c->front->config;
     if (!config->endpoint_file) return;
-    char host[256] = "", path[4200];
-    bool any = strcmp(config->host, "0.0.0.0") == 0 || strcmp(config->host, "::") == 0;
-    if (!any || gethostname(host, sizeof host - 1) != 0)
-        snprintf(host, sizeof host, "%s", config->host);
+    char host[256], path[4200];
+    reached_at(config, host, sizeof host);
     sp_buf text;
     sp_buf_init(&text, 0);
     sp_jw w = sp_jw_on(&text);
@@ -151,6 +159,38 @@ static sp_status set_pools(void *ctx, const sp_json_node *body, sp_err *err) {
     return SP_OK;
 }
 
+/* ---- blocks that pods lend one another ---- */
+
+static bool put_kv_source(void *ctx, int32_t group, sp_buf *out) {
+    const sp_front *f = ctx;
+    return sp_pod_put_kv_source(f->pod, group, out);
+}
+
+static void prove_kv(void *ctx, sp_slice text, uint8_t out[32]) {
+    const sp_front *f = ctx;
+    sp_kv_share_mac(f->share, text, out);
+}
+
+static sp_status make_kv(ctl *c, sp_err *err) {
+    const sp_front *f = c->front;
+    char fingerprint[SP_FINGERPRINT_TEXT], numerics[SP_NUMERICS_BYTES];
+    sp_dtype kv_dtype = SP_DTYPE_F32;
+    SP_TRY(sp_kv_dtype_parse(f->config->kv_cache_dtype, &kv_dtype, err));
+    sp_fingerprint_text(f->model->fingerprint, fingerprint);
+    sp_numerics(numerics, false, kv_dtype, f->model->pools.at[0].tp); /* equal in all */
+    sp_kv_pod_identity(c->identity, fingerprint, numerics, (int32_t)f->config->block_size);
+    reached_at(f->config, c->host, sizeof c->host);
+    c->kv = (sp_server_kv){.pod = f->share->pod,
+                           .identity = c->identity,
+                           .host = c->host,
+                           .block_tokens = (int32_t)f->config->block_size,
+                           .recompute = strcmp(f->config->kv_load_failure_policy, "fail") != 0,
+                           .source = put_kv_source,
+                           .mac = prove_kv,
+                           .ctx = (void *)(uintptr_t)f};
+    return SP_OK;
+}
+
 static sp_server_config server_config(const sp_front *f) {
     const sp_config *c = f->config;
     const sp_model_desc *d = &f->model->desc;
@@ -192,7 +232,9 @@ int sp_head_serve(const sp_front *f) {
     ctl c = {.front = f, .done = {.fd = -1}, .started_ns = sp_now_ns()};
     sp_thread thread = {0};
     sp_server_config sc = server_config(f);
-    sp_status st = sp_server_create(&c.server, &sc, f->engine, f->tokenizer, f->chat, &err);
+    sp_status st = f->share->on ? make_kv(&c, &err) : SP_OK;
+    if (f->share->on) sc.kv = &c.kv;
+    if (st == SP_OK) st = sp_server_create(&c.server, &sc, f->engine, f->tokenizer, f->chat, &err);
     if (st == SP_OK) st = sp_wake_open(&c.done, &err);
     if (st == SP_OK) st = sp_thread_start(&thread, "ctl", ctl_main, &c, &err);
     if (st != SP_OK) {

@@ -1,5 +1,6 @@
 /* launcher/main.c - the subcommand table. */
 #include "launcher/bench.h"
+#include "launcher/faults.h"
 #include "launcher/head.h"
 #include "launcher/inspect.h"
 #include "launcher/plan.h"
@@ -48,8 +49,13 @@ static int help(FILE *to) {
 }
 
 int main(int argc, char **argv) {
+    sp_err err = {0};
     if (argc < 2) return help(stderr);
     const char *word = argv[1];
+    if (sp_faults_arm(&err) != SP_OK) {
+        fprintf(stderr, "superpod: %s\n", err.text);
+        return SP_EXIT_USAGE;
+    }
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0)
         return help(stdout);
     if (strcmp(word, "--version") == 0 || strcmp(word, "version") == 0) {

@@ -6,6 +6,8 @@
 #include "runtime/engine/stage.h"
 #include "runtime/model/weights.h"
 
+#include <string.h>
+
 /* A rehearsal holds no weights and no keys: its sizes are what a step and a context need. */
 #define NULL_MODEL_LEN 8192
 #define NULL_STEP_BYTES ((int64_t)8 << 20) /* of activations: 128 tokens of a 405B model */
@@ -100,6 +102,19 @@ static sp_status plan_model(sp_model *m, const sp_config *c, const sp_model_dir 
     return SP_OK;
 }
 
+/* Blocks that another pod is to find must be there, and findable. */
+static sp_status check_sharing(const sp_config *c, sp_err *err) {
+    if (!c->kv_secret_file || !*c->kv_secret_file) return SP_OK;
+    if (c->null_model)
+        return SP_FAIL(err, SP_E_UNSUPPORTED,
+                       "option 'kv-secret-file': a rehearsal ('null-model') has no KV blocks");
+    if (!c->prefix_caching)
+        return SP_FAIL(err, SP_E_UNSUPPORTED,
+                       "option 'kv-secret-file': blocks are found by the prefix cache, which "
+                       "'enable-prefix-caching' turns off");
+    return SP_OK;
+}
+
 static sp_status prove_tensors(sp_model *m, const sp_config *c, sp_err *err) {
     sp_model_dir *tensors = NULL;
     sp_status st = c->null_model ? SP_OK : sp_model_dir_open(&tensors, m->dir, err);
@@ -113,6 +128,7 @@ static sp_status prove_tensors(sp_model *m, const sp_config *c, sp_err *err) {
 sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
     sp_model m = {0};
     SP_TRY(sp_pools_of(&m.pools, config, err));
+    SP_TRY(check_sharing(config, err));
     if (config->null_model && sp_pools_groups(&m.pools) > 1)
         return SP_FAIL(err, SP_E_UNSUPPORTED,
                        "option 'null-model': a rehearsal is of one group, got %d (%s)",
@@ -121,6 +137,7 @@ sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
     sp_status st = sp_model_desc_load(&m.desc, m.dir, err);
     if (st == SP_OK) st = sp_arch_find(&m.arch, &m.desc, err);
     if (st == SP_OK) st = prove_tensors(&m, config, err);
+    if (st == SP_OK) st = sp_pools_check_bits(&m.pools, err);
     if (st != SP_OK) {
         sp_model_fini(&m);
         return st;

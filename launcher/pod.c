@@ -5,6 +5,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
+#include "runtime/engine/kv_source.h"
 #include "runtime/engine/wire.h"
 
 #include <errno.h>
@@ -57,6 +58,8 @@ static sp_status make_form(const sp_pod *p, sp_form *f, sp_err *err) {
     sp_roster_nodes(&p->roster, f->nodes, sizeof f->nodes);
     put_hex(f->group_key, key, sizeof key);
     put_hex(f->fingerprint, p->model->fingerprint, sizeof p->model->fingerprint);
+    if (p->share->on) put_hex(f->kv_key, p->share->region_key, sizeof p->share->region_key);
+    explicit_bzero(key, sizeof key);
     return SP_OK;
 }
 
@@ -88,6 +91,8 @@ static sp_status send_forms(sp_pod *p, sp_err *err) {
         sp_form_write(&f, &text);
         st = send_text(p, r, SP_FRAME_FORM, &text, err);
     }
+    if (text.ptr) explicit_bzero(text.ptr, text.len); /* keys */
+    explicit_bzero(&f, sizeof f);
     sp_buf_fini(&text);
     return st;
 }
@@ -132,6 +137,7 @@ static sp_status collect(sp_pod *p, sp_buf *texts, sp_slice *slices, sp_err *err
         sp_address a; /* proven before others get it */
         sp_slice text = {f.payload, f.length};
         SP_TRY(sp_address_read(&a, text, err));
+        p->kv[from] = sp_strdup(a.kv);
         sp_buf_put_slice(&texts[from], text);
         slices[from] = sp_buf_slice(&texts[from]);
         sp_gauge_set(&p->roster.ranks[from].state, SP_RANK_LOADING);
@@ -212,15 +218,17 @@ static sp_status open_watch(sp_pod *p, sp_err *err) {
 }
 
 sp_status sp_pod_open(sp_pod **out, const sp_config *config, const sp_model *model,
-                      const sp_boot *boot, int stop_fd, sp_err *err) {
+                      const sp_kv_share *share, const sp_boot *boot, int stop_fd, sp_err *err) {
     sp_pod *p = sp_alloc(sizeof *p);
     p->config = config;
     p->model = model;
+    p->share = share;
     p->boot = boot;
     p->stop_fd = stop_fd;
     p->watch_fd = -1;
     p->started_s = sp_unix_s();
     p->roster.n_ranks = sp_pools_ranks(&model->pools);
+    p->kv = sp_alloc((size_t)p->roster.n_ranks * sizeof *p->kv);
     sp_pools_text(&model->pools, p->roster.shape);
     p->roster.n_agents = boot->n_agents;
     sp_agent_words_here(&p->roster.agents[0].words);
@@ -270,7 +278,11 @@ void sp_pod_close(sp_pod *p, int code, const char *why) {
     if (!p) return;
     say_bye(p, code, why);
     for (int32_t i = 1; i < p->roster.n_agents; i++) sp_link_close(p->join.agents[i]);
-    for (int32_t i = 0; i < p->roster.n_ranks; i++) sp_link_close(p->join.ranks[i]);
+    for (int32_t i = 0; i < p->roster.n_ranks; i++) {
+        sp_link_close(p->join.ranks[i]);
+        sp_free(p->kv[i]);
+    }
+    sp_free(p->kv);
     sp_door_close(p->join.door);
     sp_fan_close(p->fan);
     sp_preflight_fini(&p->preflight);
@@ -347,6 +359,22 @@ void sp_pod_set_state(sp_pod *p, sp_rank_state state) {
         sp_gauge *now = &p->roster.ranks[r].state;
         if (state == SP_RANK_LOST || sp_gauge_get(now) == SP_RANK_LOADING) sp_gauge_set(now, state);
     }
+}
+
+bool sp_pod_put_kv_source(const sp_pod *p, int32_t group, sp_buf *out) {
+    int32_t first;
+    if (!p->share->on || group < 0 || group >= sp_pools_groups(&p->model->pools)) return false;
+    const sp_pool_spec *s = sp_pools_group(&p->model->pools, group, &first);
+    const sp_model_pool *pool = &p->model->pool[s - p->model->pools.at];
+    for (int32_t i = first; i < first + s->tp * s->pp; i++)
+        if (!p->kv[i] || !p->kv[i][0]) return false;
+    sp_buf text;
+    sp_buf_init(&text, SP_KV_SOURCE_TEXT_MAX);
+    sp_kv_source_write(&text, s->tp, s->pp, pool->pp_layers, (const char *const *)&p->kv[first]);
+    const bool fits = !text.failed;
+    if (fits) sp_buf_put_slice(out, sp_buf_slice(&text));
+    sp_buf_fini(&text);
+    return fits && !out->failed;
 }
 
 sp_fan *sp_pod_fan(const sp_pod *p) {

@@ -17,19 +17,21 @@
 #include "launcher/boot.h"
 #include "launcher/config.h"
 #include "launcher/form.h"
+#include "launcher/kv_share.h"
 #include "launcher/model.h"
 #include "launcher/roster.h"
 #include "runtime/engine/engine.h"
 
 typedef struct sp_pod sp_pod;
 
-/** Joins and forms. `config`, `model`, `boot` are borrowed until close; `stop_fd` is readable when a
+/** Joins and forms. `config`, `model`, `share`, `boot` are borrowed until close; `stop_fd` is readable when a
  * signal asks to stop.
  * Owner:  caller, sp_pod_close().
  * Errors: SP_E_CANCELED a signal; SP_E_TIMEOUT who is missing; SP_E_PEER_LOST who was lost;
  *         SP_E_INVALID a rank refused (its words), or slots and shares do not fit. */
 SP_NODISCARD sp_status sp_pod_open(sp_pod **out, const sp_config *config, const sp_model *model,
-                                   const sp_boot *boot, int stop_fd, sp_err *err);
+                                   const sp_kv_share *share, const sp_boot *boot, int stop_fd,
+                                   sp_err *err);
 /** Tells the agents the code and closes everything; NULL is allowed. */
 void sp_pod_close(sp_pod *p, int code, const char *why);
 
@@ -46,5 +48,9 @@ void sp_pod_set_state(sp_pod *p, sp_rank_state state);
 
 /** Appends the JSON of `superpod status`; `engine` knows what the groups do. */
 void sp_pod_status(const sp_pod *p, const sp_engine *engine, sp_buf *out);
+/** Appends where the KV blocks of a group's ranks are read, as text for another pod
+ * (runtime/engine/kv_source.h). False: no such group, or no other pod may, or that text would be
+ * longer than one may be. Any thread. */
+bool sp_pod_put_kv_source(const sp_pod *p, int32_t group, sp_buf *out);
 /** Appends its list of pools alone, of `superpod pools`. */
 void sp_pod_put_pools(const sp_pod *p, const sp_engine *engine, sp_jw *w);

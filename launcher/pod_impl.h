@@ -10,6 +10,7 @@
 struct sp_pod {
     const sp_config *config;
     const sp_model *model;
+    const sp_kv_share *share;
     const sp_boot *boot;
     int stop_fd, watch_fd;
     sp_fan *fan;
@@ -17,6 +18,7 @@ struct sp_pod {
     sp_roster roster;
     sp_preflight preflight;
     char hash[SP_CONFIG_HASH_BYTES];
+    char **kv; /* [n_ranks]: where each rank's KV blocks are read; written before anybody asks */
     int64_t started_s;
     sp_gauge refused[SP_REFUSE_COUNT]; /* by the door, which is ctl's alone */
 };

@@ -102,15 +102,22 @@ static void put_group(const sp_engine *e, int32_t group, sp_jw *w) {
     const struct {
         const char *key;
         int64_t value;
-    } rows[] = {{"first_rank", g.first_link},   {"ranks", g.n_links},
-                {"running", g.running},         {"waiting", g.waiting},
-                {"blocks_used", g.blocks_used}, {"blocks_total", g.blocks_total},
-                {"load_tokens", g.load_tokens}};
+    } rows[] = {{"first_rank", g.first_link},
+                {"ranks", g.n_links},
+                {"running", g.running},
+                {"waiting", g.waiting},
+                {"blocks_used", g.blocks_used},
+                {"blocks_total", g.blocks_total},
+                {"load_tokens", g.load_tokens},
+                {"prompt_tokens", g.prompt_tokens},
+                {"generated_tokens", g.generated_tokens}};
     sp_jw_object(w);
     sp_jw_key(w, "group"), sp_jw_int(w, group);
     sp_jw_key(w, "role"), sp_jw_str(w, sp_pool_role_name(g.role));
     for (size_t i = 0; i < SP_LEN(rows); i++)
         sp_jw_key(w, rows[i].key), sp_jw_int(w, rows[i].value);
+    sp_jw_key(w, "prompt_tokens_per_s"), sp_jw_number(w, g.prompt_tokens_per_s);
+    sp_jw_key(w, "generated_tokens_per_s"), sp_jw_number(w, g.generated_tokens_per_s);
     sp_jw_object_end(w);
 }
 
@@ -160,6 +167,7 @@ void sp_pod_status(const sp_pod *p, const sp_engine *e, sp_buf *out) {
     sp_jw_key(&w, "shape"), sp_jw_str(&w, p->roster.shape);
     sp_jw_key(&w, "epoch"), sp_jw_int(&w, 1);
     sp_jw_key(&w, "configuration"), sp_jw_str(&w, p->hash);
+    sp_jw_key(&w, "kv_shared"), sp_jw_bool(&w, p->share->on);
     sp_jw_key(&w, "refused"), sp_jw_object(&w);
     for (int r = 1; p->join.door && r < SP_REFUSE_COUNT; r++)
         sp_jw_key(&w, sp_refusal_name((sp_refusal)r)), sp_jw_int(&w, sp_gauge_get(&p->refused[r]));

@@ -2,6 +2,7 @@
 
 #include "launcher/words.h"
 #include "runtime/base/str.h"
+#include "runtime/model/part.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -57,8 +58,11 @@ static sp_status take_pair(sp_pool_spec *p, const char *pool, sp_slice key, sp_s
 
 /* "name=a,role=decode,tp=2"; pp_layers are joined by '/' here, since ',' ends a pair. */
 static sp_status parse(sp_pool_spec *out, const char *text, const sp_config *c, sp_err *err) {
-    sp_pool_spec p = {
-        .role = SP_POOL_MIXED, .replicas = 1, .tp = (int32_t)c->tp, .pp = (int32_t)c->pp};
+    /* `plan` has 0 where nobody said a degree; `serve` would take 1. */
+    sp_pool_spec p = {.role = SP_POOL_MIXED,
+                      .replicas = 1,
+                      .tp = c->tp ? (int32_t)c->tp : 1,
+                      .pp = c->pp ? (int32_t)c->pp : 1};
     for (const char *at = text; *at;) {
         size_t n = strcspn(at, ",");
         const char *eq = memchr(at, '=', n);
@@ -98,7 +102,7 @@ static sp_status check(const sp_pools *p, sp_err *err) {
 }
 
 sp_status sp_pools_of(sp_pools *out, const sp_config *c, sp_err *err) {
-    int given = c->command == SP_CMD_SERVE ? c->pool.n : 0;
+    int given = c->command & (SP_CMD_SERVE | SP_CMD_PLAN) ? c->pool.n : 0;
     sp_pools p = {.n = given ? given : 1, .given = given > 0};
     if (p.n > SP_POOLS_MAX)
         return SP_FAIL(err, SP_E_INVALID, "%d pools, at most %d", (int)p.n, SP_POOLS_MAX);
@@ -164,6 +168,59 @@ sp_pools_place sp_pools_place_of(const sp_pools *p, int32_t rank) {
     at.stage = (rank - at.first) / s->tp;
     at.tp_rank = (rank - at.first) % s->tp;
     return at;
+}
+
+sp_status sp_pools_check_bits(const sp_pools *p, sp_err *err) {
+    for (int32_t i = 0; i < p->n; i++) {
+        const sp_pool_spec *a = &p->at[i];
+        if (sp_part_is_exact(a->tp)) continue;
+        for (int32_t k = 0; k < p->n; k++)
+            if (p->at[k].tp != a->tp)
+                return SP_FAIL(
+                    err, SP_E_INVALID,
+                    "pool '%s': tp %d does not give the bits of tp %d of pool '%s': want "
+                    "the same tp in all pools, or 1, 2, 4 or 8 in each",
+                    a->name, (int)a->tp, (int)p->at[k].tp, p->at[k].name);
+    }
+    return SP_OK;
+}
+
+/* The pool whose loss of a group, a half of its tp or a stage brings the sum down the most; -1: none
+ * can give that. */
+typedef enum give {
+    GIVE_GROUP,
+    GIVE_TP,
+    GIVE_STAGE,
+    N_GIVES
+} give;
+static int32_t ranks_after(const sp_pool_spec *s, give what) {
+    int32_t r = s->replicas - (what == GIVE_GROUP), tp = what == GIVE_TP ? s->tp / 2 : s->tp;
+    return r * tp * (s->pp - (what == GIVE_STAGE));
+}
+static int32_t most_to_give(const sp_pools *p, give what) {
+    int32_t best = -1, most = 0;
+    for (int32_t i = 0; i < p->n; i++) {
+        const sp_pool_spec *s = &p->at[i];
+        int32_t after = ranks_after(s, what), now = s->replicas * s->tp * s->pp;
+        if (after == 0 || now - after <= most) continue;
+        most = now - after;
+        best = i;
+    }
+    return best;
+}
+
+bool sp_pools_shrink(sp_pools *p) {
+    for (give what = 0; what < N_GIVES; what++) {
+        int32_t i = most_to_give(p, what);
+        if (i < 0) continue;
+        sp_pool_spec *s = &p->at[i];
+        s->replicas -= what == GIVE_GROUP;
+        if (what == GIVE_TP) s->tp /= 2;
+        s->pp -= what == GIVE_STAGE;
+        s->pp_layers[0] = what == GIVE_STAGE ? 0 : s->pp_layers[0];
+        return true;
+    }
+    return false;
 }
 
 void sp_pools_text(const sp_pools *p, char out[SP_POOLS_TEXT]) {

@@ -28,11 +28,19 @@ typedef struct sp_pools {
     bool given; /* by --pool, not made of --tp and --pp */
 } sp_pools;
 
-/** Reads config->pool (of `serve` alone), or --tp and --pp; these are also what a pool has that does
- * not say its own.
+/** Reads config->pool (of `serve` and `plan`), or --tp and --pp; these are also what a pool has that
+ * does not say its own.
  * Errors: SP_E_INVALID a key or value by name; a name twice; no pool that decodes; too many groups
  * or ranks: seen and wanted. */
 SP_NODISCARD sp_status sp_pools_of(sp_pools *out, const sp_config *config, sp_err *err);
+
+/** Groups of different tp hand their blocks on only where each tp gives the bits of tp 1.
+ * Errors: SP_E_INVALID a pool whose tp does not, beside one of another tp. */
+SP_NODISCARD sp_status sp_pools_check_bits(const sp_pools *p, sp_err *err);
+
+/** The next smaller pools: a group less, or else half a tp, or else a stage less, of the pool where
+ * that saves the most ranks; every pool keeps a group. False: each is one rank. */
+bool sp_pools_shrink(sp_pools *p);
 
 int32_t sp_pools_groups(const sp_pools *p); /* of all pools */
 int32_t sp_pools_ranks(const sp_pools *p);

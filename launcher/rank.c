@@ -3,6 +3,7 @@
 #include "launcher/boot.h"
 #include "launcher/build_id.h"
 #include "launcher/bytes_text.h"
+#include "launcher/faults.h"
 #include "launcher/fingerprint.h"
 #include "launcher/form.h"
 #include "launcher/groups.h"
@@ -32,7 +33,7 @@
 #define SEND_TIMEOUT_NS (30 * SP_NS_PER_S)
 #define GROUP_TIMEOUT_NS (60 * SP_NS_PER_S)
 
-_Static_assert(sizeof(((sp_wire_ready *)0)->numerics) == SP_RANK_NUMERICS_BYTES, "READY has it");
+_Static_assert(sizeof(((sp_wire_ready *)0)->numerics) == SP_NUMERICS_BYTES, "READY has it");
 
 typedef struct rank {
     sp_link *link;
@@ -42,7 +43,7 @@ typedef struct rank {
     sp_part part;
     sp_model_dir *dir;
     sp_groups *groups;
-    sp_rank_kv *kv; /* NULL: there is one group, nobody else reads its blocks */
+    sp_rank_kv *kv; /* NULL: there is one group and no secret, nobody else reads its blocks */
     sp_dev dev;
     sp_forward *forward;
     sp_rehearsal *rehearsal; /* in its place, with --null-model */
@@ -178,18 +179,12 @@ static sp_status read_model(rank *r, sp_err *err) {
                       (int32_t)f->rank / tp, (int32_t)f->rank % tp, err);
 }
 
-/* What changes the bits of a KV block: contract version, mode, KV type, backend class. */
-static void put_numerics(const rank *r, char out[SP_RANK_NUMERICS_BYTES]) {
-    snprintf(out, SP_RANK_NUMERICS_BYTES, "1 %s %s cpu", r->form.null_model ? "null" : "exact",
-             r->form.kv_dtype);
-}
-
-/* With other groups in the pod, the KV memory is one that they may read. */
+/* With other groups in the pod, or a secret that other pods have too, the KV memory is one that they
+ * may read. */
 static sp_status open_kv(rank *r, sp_address *own, sp_err *err) {
     const sp_form *f = &r->form;
-    char numerics[SP_RANK_NUMERICS_BYTES];
-    if (f->ranks == f->tp * f->pp || f->null_model) return SP_OK;
-    put_numerics(r, numerics);
+    char numerics[SP_NUMERICS_BYTES];
+    if ((f->ranks == f->tp * f->pp && !f->kv_key[0]) || f->null_model) return SP_OK;
     sp_rank_kv_config kc = {.form = f,
                             .desc = &r->desc,
                             .arch = r->arch,
@@ -197,6 +192,7 @@ static sp_status open_kv(rank *r, sp_address *own, sp_err *err) {
                             .numerics = numerics,
                             .link = r->link};
     SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kc.kv_dtype, err));
+    sp_numerics(numerics, false, kc.kv_dtype, (int32_t)f->tp);
     SP_TRY(sp_rank_kv_open(&r->kv, &kc, err));
     snprintf(own->kv, sizeof own->kv, "%s", sp_rank_kv_address(r->kv));
     return SP_OK;
@@ -299,7 +295,7 @@ static sp_status make_stage(rank *r, sp_err *err) {
     sp_dtype kv_dtype = SP_DTYPE_F32;
     SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kv_dtype, err));
     snprintf(sc.offer.kv_dtype, sizeof sc.offer.kv_dtype, "%s", sp_dtype_name(kv_dtype));
-    put_numerics(r, (char *)sc.offer.numerics);
+    sp_numerics((char *)sc.offer.numerics, f->null_model, kv_dtype, (int32_t)f->tp);
     if (r->kv) sc.kvx = sp_rank_kv_callbacks(r->kv);
     sp_stage_model model = {.forward = forward_step, .ctx = r->forward};
     if (f->null_model) model = sp_rehearsal_callbacks(r->rehearsal);
@@ -313,6 +309,7 @@ static sp_status become_what_is_formed(rank *r, sp_err *err) {
     SP_TRY(wait_word(r, SP_FRAME_FORM, &word, err));
     SP_TRY(sp_form_read(&r->form, word, err));
     setup_log(&r->form);
+    sp_faults_warn();
     settle_cores(r);
     sp_status st = read_model(r, err);
     r->refused = st != SP_OK;
@@ -378,5 +375,6 @@ int sp_rank(int argc, char **argv) {
     if (st != SP_OK && st != SP_E_CLOSED)
         fprintf(stderr, "superpod: rank %d: %s\n", (int)(r.form.first + r.form.rank), err.text);
     close_rank(&r);
+    sp_faults_tell();
     return exit_code(&r, st);
 }

@@ -21,6 +21,7 @@ struct sp_rank_kv {
     uint8_t key[SP_KVX_KEY_BYTES], identity[SP_KVX_IDENTITY_BYTES];
     int32_t nodes[SP_POD_RANKS_MAX];
     int32_t self; /* rank of the pod */
+    sp_kv_leases *leases;
     sp_kvx_region *region;
     sp_kv_port *port;
     char address[SP_KVX_ADDRESS_BYTES];
@@ -32,19 +33,22 @@ static bool is_on_one_node(const sp_rank_kv *k) {
     return true;
 }
 
-/* Model and numerics: a block of another must not be taken for ours. */
-static void make_identity(sp_rank_kv *k) {
-    char text[sizeof k->config.form->fingerprint + SP_RANK_NUMERICS_BYTES + 4];
-    int n = snprintf(text, sizeof text, "%s | %.*s", k->config.form->fingerprint,
-                     SP_RANK_NUMERICS_BYTES, k->config.numerics);
-    sp_fingerprint_bytes(k->identity, text, (size_t)n);
+static bool has_other_pods(const sp_rank_kv *k) {
+    return k->config.form->kv_key[0] != 0;
+}
+
+static bool has_ucx(const sp_rank_kv *k) {
+    return strcmp(k->config.form->collectives, "ucx") == 0;
 }
 
 static sp_status open_region(sp_rank_kv *k, sp_err *err) {
     const sp_rank_kv_config *c = &k->config;
     sp_kvx_config kc = {.shape = sp_kv_port_shape(&k->layout, &c->part, (int32_t)c->form->n_blocks),
                         .serve_shm = true,
-                        .serve_tcp = !is_on_one_node(k)};
+                        .serve_tcp = has_other_pods(k) || !is_on_one_node(k),
+                        .serve_ucx = has_ucx(k),
+                        .on_lease = sp_kv_leases_put,
+                        .lease_ctx = k->leases};
     memcpy(kc.key, k->key, sizeof kc.key);
     memcpy(kc.identity, k->identity, sizeof kc.identity);
     sp_status st = sp_kvx_region_open(&k->region, &kc, err);
@@ -62,10 +66,12 @@ sp_status sp_rank_kv_open(sp_rank_kv **out, const sp_rank_kv_config *c, sp_err *
     *k = (sp_rank_kv){.config = *c, .self = (int32_t)(c->form->first + c->form->rank)};
     k->layout = sp_kv_layout_of(c->part.stage.n_layers, c->part.slice.n_kv_heads, c->desc->head_dim,
                                 (int32_t)c->form->block_tokens, c->kv_dtype);
-    make_identity(k);
+    sp_kv_identity(k->identity, c->form->fingerprint, c->numerics);
+    k->config.numerics = NULL; /* the caller's */
     sp_status st =
         sp_form_numbers(c->form->nodes, (int)c->form->ranks, 0, SP_POD_RANKS_MAX, k->nodes, err);
-    if (st == SP_OK) st = sp_form_key(c->form, k->key, err);
+    if (st == SP_OK) st = sp_form_kv_key(c->form, k->key, err);
+    if (st == SP_OK) st = sp_kv_leases_create(&k->leases, c->link, err);
     if (st == SP_OK) st = open_region(k, err);
     if (st != SP_OK) {
         sp_rank_kv_close(k);
@@ -95,12 +101,14 @@ static sp_status open_port(sp_rank_kv *k, const sp_form_group *groups, int32_t n
                                     addresses + groups[i].first,
                                     near + groups[i].first};
     sp_kv_port_config pc = {.region = k->region,
+                            .leases = k->leases,
                             .desc = c->desc,
                             .arch = c->arch,
                             .part = c->part,
                             .layout = k->layout,
                             .n_blocks = (int32_t)c->form->n_blocks,
                             .kv = sp_kvx_region_memory(k->region, &bytes),
+                            .ucx = has_ucx(k),
                             .groups = from,
                             .n_groups = n,
                             .link = c->link};
@@ -126,7 +134,10 @@ const sp_stage_kvx *sp_rank_kv_callbacks(const sp_rank_kv *k) {
 }
 
 void sp_rank_kv_end_pulls(sp_rank_kv *k) {
-    if (!k) return;
+    if (!k || !k->port) return;
+    if (sp_kv_port_failed_notices(k->port))
+        sp_info("%llu renewals and returns of leases did not reach the other pod",
+                (unsigned long long)sp_kv_port_failed_notices(k->port));
     sp_kv_port_close(k->port);
     k->port = NULL;
 }
@@ -138,6 +149,7 @@ void sp_rank_kv_close(sp_rank_kv *k) {
         sp_warn("%llu strangers asked for KV blocks and were refused",
                 (unsigned long long)sp_kvx_region_refused(k->region));
     sp_kvx_region_close(k->region);
+    sp_kv_leases_destroy(k->leases);
     explicit_bzero(k->key, sizeof k->key);
     sp_free(k);
 }

@@ -1,5 +1,6 @@
-/* launcher/rank_kv.h - the KV memory of a rank whose blocks other groups of the pod may read, and
- * the way by which it reads theirs (runtime/engine/kv_port.h).
+/* launcher/rank_kv.h - the KV memory of a rank whose blocks other groups of the pod, and with a
+ * secret (launcher/kv_share.h) other pods, may read, and the way by which it reads theirs
+ * (runtime/engine/kv_port.h).
  *
  * Two steps, as with groups: open() makes the memory and gives the address that goes with the rank's
  * ADDRESS; connect() names the ranks of all other groups when everybody's address is known.
@@ -8,11 +9,10 @@
 #pragma once
 
 #include "launcher/form.h"
+#include "launcher/kv_share.h"
 #include "runtime/engine/kv_port.h"
 
 #include <stddef.h>
-
-#define SP_RANK_NUMERICS_BYTES 32
 
 typedef struct sp_rank_kv sp_rank_kv;
 
@@ -22,7 +22,7 @@ typedef struct sp_rank_kv_config {
     const sp_arch *arch;
     sp_part part;
     sp_dtype kv_dtype;
-    const char *numerics; /* what changes the bits of a block */
+    const char *numerics; /* sp_numerics(); for open() */
     sp_link *link;        /* borrowed until close */
 } sp_rank_kv_config;
 

@@ -137,6 +137,7 @@ static const char *text_of(const sp_json_node *o, const char *key) {
     sp_slice s = sp_json_string(sp_json_find(o, key));
     return s.ptr ? s.ptr : "";
 }
+
 static long long int_of(const sp_json_node *o, const char *key) {
     const sp_json_node *v = sp_json_find(o, key);
     return sp_json_type_of(v) == SP_JSON_INT ? (long long)sp_json_int(v) : 0;
@@ -242,17 +243,20 @@ int sp_status_command(int argc, char **argv) {
 /* ---- pools ---- */
 
 static void print_pools(const sp_json_node *root) {
-    printf("%5s %-20s %-8s %3s %3s %5s %5s %7s %7s %8s %8s %8s\n", "group", "pool", "role", "tp",
-           "pp", "first", "ranks", "running", "waiting", "blocks", "of", "load");
+    printf("%5s %-20s %-8s %3s %3s %5s %5s %7s %7s %8s %8s %8s %9s %9s\n", "group", "pool", "role",
+           "tp", "pp", "first", "ranks", "running", "waiting", "blocks", "of", "load", "prompt/s",
+           "output/s");
     const sp_json_node *list = sp_json_find(root, "pools");
     for (const sp_json_node *p = sp_json_first(list); p; p = sp_json_next(p)) {
         const sp_json_node *groups = sp_json_find(p, "groups");
         for (const sp_json_node *g = sp_json_first(groups); g; g = sp_json_next(g))
-            printf("%5lld %-20s %-8s %3lld %3lld %5lld %5lld %7lld %7lld %8lld %8lld %8lld\n",
+            printf("%5lld %-20s %-8s %3lld %3lld %5lld %5lld %7lld %7lld %8lld %8lld %8lld %9.0f "
+                   "%9.0f\n",
                    int_of(g, "group"), text_of(p, "name"), text_of(g, "role"), int_of(p, "tp"),
                    int_of(p, "pp"), int_of(g, "first_rank"), int_of(g, "ranks"),
                    int_of(g, "running"), int_of(g, "waiting"), int_of(g, "blocks_used"),
-                   int_of(g, "blocks_total"), int_of(g, "load_tokens"));
+                   int_of(g, "blocks_total"), int_of(g, "load_tokens"),
+                   number_of(g, "prompt_tokens_per_s"), number_of(g, "generated_tokens_per_s"));
     }
 }
 

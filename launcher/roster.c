@@ -76,6 +76,19 @@ static void number_nodes(sp_roster *r) {
     }
 }
 
+/* The most ranks that can be shared out over these agents. */
+static int32_t most_ranks(const sp_roster *r) {
+    for (int32_t n = r->n_ranks; n > 0; n--) {
+        bool fits = true;
+        for (int32_t i = 0; i < r->n_agents; i++) {
+            int64_t slots = r->agents[i].words.slots;
+            fits = fits && (slots <= 0 || sp_roster_share(n, r->n_agents, i) <= slots);
+        }
+        if (fits) return n;
+    }
+    return 0;
+}
+
 static sp_status give_ranks(sp_roster *r, sp_err *err) {
     int32_t next = 0;
     for (int32_t i = 0; i < r->n_agents; i++) {
@@ -83,9 +96,12 @@ static sp_status give_ranks(sp_roster *r, sp_err *err) {
         a->first = next;
         a->n = sp_roster_share(r->n_ranks, r->n_agents, i);
         if (a->words.slots > 0 && a->n > a->words.slots)
-            return SP_FAIL(err, SP_E_INVALID,
-                           "%d ranks (%s) over %d agents give '%s' %d, it has %d slots", r->n_ranks,
-                           r->shape, r->n_agents, a->words.host, a->n, (int)a->words.slots);
+            return SP_FAIL(
+                err, SP_E_INVALID,
+                "%d ranks (%s) over %d agents give '%.60s' %d, it has %d slot%s; at most "
+                "%d ranks would fit",
+                r->n_ranks, r->shape, r->n_agents, a->words.host, a->n, (int)a->words.slots,
+                a->words.slots == 1 ? "" : "s", most_ranks(r));
         for (int32_t k = 0; k < a->n; k++, next++) {
             r->ranks[next].agent = i;
             r->ranks[next].local = k;

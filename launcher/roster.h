@@ -1,8 +1,9 @@
 /* launcher/roster.h - who is in the pod: agents, their nodes, the ranks and what each is.
  *
  * Ranks are numbered group by group (launcher/pools.h), in a group stage by stage: its rank r is
- * tensor-parallel rank r % tp of stage r / tp. Agents get neighbouring ranks, and agents of one node follow each other, so that a stage lies on one node
- * where it can. The head's own agent comes first.
+ * tensor-parallel rank r % tp of stage r / tp. Agents get neighbouring ranks, and agents of one node
+ * follow each other, so that a stage lies on one node where it can; where an even share cuts one,
+ * `superpod plan` says so. The head's own agent comes first.
  *
  * Thread: built by main; then read by any, states are written by ctl. */
 #pragma once

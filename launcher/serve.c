@@ -1,8 +1,11 @@
 #include "launcher/serve.h"
 
+#include "kernels/dev.h"
 #include "launcher/agent.h"
+#include "launcher/fit.h"
 #include "launcher/model.h"
 #include "runtime/base/log.h"
+#include "runtime/format/model_dir.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -91,15 +94,41 @@ static int ranks_on_node(const sp_config *c, int n, const sp_place *p) {
     return share < 1 ? 1 : share > n ? n : share;
 }
 
+/* A pod of pools that wants more memory than there is: which pools would do. The model was read
+ * without a fault a moment ago. */
+static void say_what_would_fit(const sp_config *c, sp_err *err) {
+    sp_pools pools;
+    sp_model_desc desc;
+    char *dir = NULL;
+    sp_model_dir *tensors = NULL;
+    sp_fit fit = {.shared = true, .n_nodes = 1};
+    bool known = sp_pools_of(&pools, c, NULL) == SP_OK && pools.given &&
+                 sp_model_resolve(&dir, c->model, NULL) == SP_OK &&
+                 sp_model_desc_load(&desc, dir, NULL) == SP_OK;
+    const sp_arch *arch;
+    if (known && sp_arch_find(&arch, &desc, NULL) == SP_OK &&
+        sp_model_dir_open(&tensors, dir, NULL) == SP_OK &&
+        sp_fit_wish(&fit.wish, c, &desc, arch, tensors, NULL) == SP_OK &&
+        sp_memory_read(&fit.memory, "", NULL) == SP_OK) {
+        int32_t here = c->ranks_on_node ? c->ranks_on_node : sp_pools_ranks(&pools);
+        fit.wish.packed = sp_dev_cpu.packed_bytes;
+        fit.n_devices = here;
+        fit.n_nodes = (sp_pools_ranks(&pools) + here - 1) / here;
+        sp_fit_say_other(&fit, &pools, err);
+    }
+    sp_model_dir_close(tensors);
+    sp_free(dir);
+}
+
 /* Agents of one launcher are given the same words: each refuses a wrong model by itself, so that
  * none waits for a head that does not come. One of them says why. */
 static int prove(const sp_config *c, const sp_place *p) {
     sp_err err = {0};
     sp_model model;
-    if (sp_model_prove(&model, c, &err) == SP_OK) {
-        sp_model_fini(&model);
-        return SP_EXIT_OK;
-    }
+    sp_status st = sp_model_prove(&model, c, &err);
+    if (st == SP_OK) sp_model_fini(&model);
+    if (st == SP_E_LIMIT) say_what_would_fit(c, &err);
+    if (st == SP_OK) return SP_EXIT_OK;
     if (p->is_head) return refuse(&err);
     sp_debug("%s", err.text);
     return SP_EXIT_CONFIG;

@@ -1,8 +1,8 @@
 #!/bin/bash
 # The figures that matter, as ratios where that is possible: this machine's own speed cancels out.
 #
-#   make bench                                  all of them, about four minutes
-#   tests/bench.sh http prefix                  some: http prefix start idle pod vllm
+#   make bench                                  all of them, about twelve minutes
+#   tests/bench.sh http prefix                  some: http prefix start idle pod split vllm
 #   VLLM_PYTHON=/venv/bin/python make bench     also vLLM on the same model, in the same run
 #
 # A benchmark is no test: nothing fails here. "floor" is what must hold, "goal" what is wanted.
@@ -259,6 +259,10 @@ bench_pod() {
     stop_all
 }
 
+# ---- prefill and decode by different groups ---------------------------------------------------------
+# shellcheck source=tests/bench_split.sh
+source tests/bench_split.sh
+
 # ---- vLLM's CPU build on the same model, in turns with ours ----------------------------------------
 bench_vllm() {
     local python=${VLLM_PYTHON:-} ours_port theirs_port ours theirs i ready
@@ -297,6 +301,6 @@ bench_vllm() {
 }
 
 [ -x $superpod ] || { echo "not built: $superpod" >&2 && exit 1; }
-[ $# -gt 0 ] || set -- http prefix start idle pod vllm
+[ $# -gt 0 ] || set -- http prefix start idle pod split vllm
 row figure value floor goal
 for part in "$@"; do "bench_$part"; done

@@ -68,7 +68,7 @@ step_analyzer() {
     lines "${product[@]}" | grep -E '^(runtime/base|runtime/format)/|^frontend/http' |
         each gcc "${base[@]}" "${warn[@]}" -O1 -fanalyzer -S -o /dev/null
 }
-step_scripts() { shellcheck -x -S warning run test .ci/run configs/*.sh slurm/pod.sbatch tests/*.sh tests/e2e/*.sh; }
+step_scripts() { shellcheck -x -S warning run test .ci/run configs/*.sh slurm/*.sbatch tests/*.sh tests/e2e/*.sh; }
 
 [ $# -gt 0 ] || set -- format floors headers gcc clang tidy analyzer scripts
 failed=()

@@ -65,6 +65,18 @@ mkdir -p build
 # shellcheck disable=SC2046 # names of ours, one word each
 build "build (release)" all tests $(helpers release)
 count "unit tests (release)" tests/run_unit.sh build/release
+
+# The scripts mostly wait: beside them, at the lowest priority, the builds that come after them.
+mapfile -t programs < <(unit_programs | grep -E "$threaded")
+# shellcheck disable=SC2046
+setsid nice -n 19 bash -c 'asan=$1 && shift
+    make -k -j2 MODE=asan all tests $asan
+    make -k -j2 MODE=tsan "$@"' beside "$(helpers asan | tr '\n' ' ')" "${programs[@]/#/build/tsan/}" \
+    >/dev/null 2>&1 </dev/null &
+beside=$!
+trap 'kill -- "-$beside" 2>/dev/null' EXIT
+trap 'exit 143' INT TERM
+
 for script in tests/e2e/*.sh; do
     name=$(basename "$script" .sh)
     case $name in
@@ -74,6 +86,9 @@ for script in tests/e2e/*.sh; do
     esac
 done
 
+# Whatever they said is said again by these.
+wait "$beside"
+trap - EXIT
 # shellcheck disable=SC2046
 build "build (asan)" MODE=asan all tests $(helpers asan)
 count "unit tests (asan, ubsan)" tests/run_unit.sh build/asan
@@ -81,7 +96,6 @@ for name in "${e2e_on_asan[@]}"; do
     count "end to end (asan): $name" env SUPERPOD_BUILD=build/asan "tests/e2e/$name.sh"
 done
 
-mapfile -t programs < <(unit_programs | grep -E "$threaded")
 build "build (tsan)" MODE=tsan "${programs[@]/#/build/tsan/}"
 count "unit tests (tsan)" tests/run_unit.sh build/tsan "${programs[@]}"
 

@@ -2,6 +2,8 @@
 # A pod that mpirun starts: one command, N agents; and ./run, with and without it.
 # shellcheck source=tests/e2e/lib.sh
 source "$(dirname "$0")/lib.sh"
+# shellcheck source=tests/e2e/split_lib.sh
+source tests/e2e/split_lib.sh
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 # What an enclosing launcher left in the environment is not ours.
@@ -65,6 +67,30 @@ four_agents_by_ucx_serve_and_drain() { serves_and_drains 4 '[1, 1, 1, 1]' --coll
 recovery_changes_nothing_that_drains() {
     RECOVERY=(--enable-recovery)
     serves_and_drains 4 '[1, 1, 1, 1]'
+}
+
+pools() { # agents ranks-of-each roles pool...
+    local n=$1 ranks=$2 roles=$3 options=(--prefill-threshold-tokens 64)
+    shift 3
+    while [ $# -gt 0 ]; do options+=(--pool "$1") && shift; done
+    mpi_up "$n" "${options[@]}"
+    agents_are "$ranks"
+    expect_eq "roles of the ranks" "$(answer '[.ranks[].role[:1]] | join("")')" "$roles"
+    check_split
+    kill -TERM "$(cat "$DIR/pid")"
+    expect_end
+    expect_eq "exit status of mpirun ($(tail -n 3 "$LOG.err"))" "$EXIT" 0
+}
+pools_lie_on_agents_with_different_numbers_of_ranks() {
+    pools 4 '[2, 2, 1, 1]' ppppdd name=p,role=prefill,replicas=2,tp=2 name=d,role=decode,pp=2
+    pools 3 '[1, 1, 1]' pdd name=p,role=prefill name=d,role=decode,tp=2
+}
+pools_without_enough_slots_are_refused_once() {
+    mpi 2 --slots 1 --pool name=p,role=prefill,tp=2 --pool name=d,role=decode
+    expect_end
+    expect_eq "exit status of mpirun" "$EXIT" 10
+    expect_eq "lines of ours: $(cat "$LOG.err")" "$(grep -c '^superpod:' "$LOG.err")" 1
+    grep -q 'p: 1 of tp 1 x pp 1, d: 1 of tp 1 x pp 1 would fit: there is 1 slot$' "$LOG.err" || fail "it says: $(cat "$LOG.err")"
 }
 
 a_running_stream_is_finished_before_mpirun_ends() {
@@ -192,6 +218,7 @@ run_refuses_words_it_does_not_know() {
 
 run_cases mpirun four_agents_of_one_rank_serve_and_drain three_agents_share_four_ranks one_agent_serves_alone \
     five_agents_leave_one_without_a_rank four_agents_by_ucx_serve_and_drain recovery_changes_nothing_that_drains \
+    pools_lie_on_agents_with_different_numbers_of_ranks pools_without_enough_slots_are_refused_once \
     a_running_stream_is_finished_before_mpirun_ends a_signal_to_mpirun_itself_leaves_nothing \
     a_killed_rank_is_the_exit_status_of_mpirun a_killed_agent_ends_the_pod a_refused_model_is_said_once \
     other_commands_are_alone_under_mpirun run_ends_well_on_sigint run_ends_well_on_sigterm \

@@ -6,6 +6,8 @@
 source "$(dirname "$0")/lib.sh"
 # shellcheck source=tests/e2e/slurm_lib.sh
 source tests/e2e/slurm_lib.sh
+# shellcheck source=tests/e2e/split_lib.sh
+source tests/e2e/split_lib.sh
 case_limit_s=90
 
 PROMPT=5,6,7,300,12,44,1027,9,81,640,2,17
@@ -83,12 +85,12 @@ END
     chmod +x "$DIR/superpod"
     export SUPERPOD=$DIR/superpod
 }
-# Submits slurm/pod.sbatch from $DIR: JOB.
+# Submits slurm/pod.sbatch, or $SCRIPT of that folder, from $DIR: JOB.
 submit() { # sbatch-option... -- serve-option...
     local options=()
     while [ "$1" != -- ]; do options+=("$1") && shift; done
     shift
-    slurm_script=$PWD/slurm/pod.sbatch
+    slurm_script=$PWD/slurm/${SCRIPT:-pod.sbatch}
     JOB=$(cd "$DIR" && sbatch --parsable "${options[@]}" "$slurm_script" "$@" 2>"$DIR/sbatch.err") ||
         fail "sbatch: $(cat "$DIR/sbatch.err")"
 }
@@ -151,6 +153,31 @@ a_job_that_is_put_back_starts_again() {
     wait_for 30 queued || fail "not queued again but $(slurm_state "$JOB"): $(job_log)"
     expect_one_drain
     scancel "$JOB"
+}
+words_of_split() { # sbatch-option... -- serve-option...: what superpod is started with
+    SCRIPT=split.sbatch submit "$@"
+    up() { [ -e "$DIR/node1.up" ] || job_is_over; }
+    wait_for 20 up || fail "not up: $(job_log)"
+    ! job_is_over || fail "the job ended: $(job_log)"
+    scancel --signal=TERM --batch "$JOB"
+    expect_job_ends COMPLETED
+    expect_eq "signals; the job said: $(job_log)" "$(paste -sd, "$DIR/node1.signals")" TERM
+    WORDS=$(paste -sd' ' "$DIR/node1.args")
+    rm "$DIR"/node*.*
+}
+the_split_script_gives_each_node_a_group() {
+    slurm_up
+    stand_in
+    words_of_split -N3 -- --model here --tp 2
+    expect_eq "the words for 3 nodes" "$WORDS" "serve --endpoint-file $DIR/endpoint.json --pool name=prefill,role=prefill,replicas=1 --pool name=decode,role=decode,replicas=2 --model here --tp 2"
+    SUPERPOD_PREFILL_NODES=2 words_of_split -N3 -- --model here
+    expect_match "the words for 2 of 3 nodes" "$WORDS" 'role=prefill,replicas=2 .*role=decode,replicas=1 --model here$'
+    words_of_split -N1 -- --model here --pool=name=a
+    expect_eq "pools of one's own" "$WORDS" "serve --endpoint-file $DIR/endpoint.json --model here --pool=name=a"
+    SCRIPT=split.sbatch SUPERPOD_PREFILL_NODES=3 submit -N3 -- --model here
+    expect_job_ends FAILED
+    expect_match "the log" "$(job_log)" "SUPERPOD_PREFILL_NODES is '3', want 1 to 2 of 3 nodes"
+    expect_match "the exit code" "$(scontrol -o show job "$JOB")" 'ExitCode=10:0'
 }
 the_file_of_another_job_is_not_touched() {
     slurm_up
@@ -293,11 +320,35 @@ a_pod_job_by_pmix() {
     expect_pod_ends COMPLETED
 }
 
+check_nodes() { # ranks-of-each roles-of-ranks
+    call GET /superpod/status
+    expect_code 200
+    expect_eq "the ranks of the nodes" "$(answer '[.nodes[].ranks] | tojson')" "$1"
+    expect_eq "the roles of the ranks" "$(answer '[.ranks[].role[:1]] | join("")')" "$2"
+}
+a_split_job_serves_from_two_pools() {
+    SCRIPT=split.sbatch start_pod_job 3 --tp 2 --prefill-threshold-tokens 64
+    check_split
+    check_nodes '[2,2,2]' ppdddd
+    scancel --signal=TERM --batch "$JOB"
+    expect_pod_ends COMPLETED
+}
+a_split_job_has_groups_of_any_shape() {
+    SCRIPT=split.sbatch start_pod_job 2 --prefill-threshold-tokens 64 \
+        --pool name=p,role=prefill,replicas=2,tp=2 --pool name=d,role=decode,pp=2
+    check_split
+    check_nodes '[3,3]' ppppdd
+    scancel --signal=TERM "$JOB"
+    expect_pod_ends COMPLETED
+}
+
 run_cases slurm srun_starts_a_task_on_each_node srun_by_pmix_tells_ranks sbatch_runs_a_script \
     a_killed_task_leaves_the_others nothing_is_left_of_a_case_that_is_killed \
     the_script_passes_options_and_finds_a_port a_term_at_the_steps_drains_and_the_job_completes \
     a_cancelled_job_drains_once a_job_is_drained_before_its_time_is_up a_job_that_is_put_back_starts_again \
+    the_split_script_gives_each_node_a_group \
     the_file_of_another_job_is_not_touched a_binary_that_is_not_there_is_named \
     srun_without_pmi_over_three_nodes srun_without_pmi_over_two_nodes srun_by_pmix_over_three_nodes \
     srun_by_pmix_over_two_nodes a_pod_job_tells_its_endpoint_and_drains \
-    a_pod_job_drains_by_a_term_at_its_steps a_pod_job_drains_when_it_is_cancelled a_pod_job_by_pmix
+    a_pod_job_drains_by_a_term_at_its_steps a_pod_job_drains_when_it_is_cancelled a_pod_job_by_pmix \
+    a_split_job_serves_from_two_pools a_split_job_has_groups_of_any_shape

@@ -414,6 +414,71 @@ static void values_are_found_by_key_and_not_in_strings(void) {
     CU_ASSERT_EQUAL(sp_load_value_of((sp_slice){NULL, 0}, "usage").len, 0);
 }
 
+/* The script answers at once, so a limit of a minute is kept and one of a nanosecond is not. */
+static void requests_within_all_their_limits_are_good_ones(void) {
+    const int64_t minute = 60 * SP_NS_PER_S;
+    server *s = start_server();
+    script_events(s, ONE ONE USAGE END, true, false);
+    serve(s);
+    sp_load_config c = config_for(s);
+    c.limits[0] = (sp_load_limits){minute, minute, minute};
+    c.limits[1] = (sp_load_limits){.ttft_ns = 1};
+    c.limits[2] = (sp_load_limits){.ttft_ns = minute, .tpot_ns = 1};
+    c.limits[3] = (sp_load_limits){.e2e_ns = 1};
+    c.limits[4] = (sp_load_limits){0};
+    c.n_limits = 5;
+    sp_load_result *r = run(&c);
+    CU_ASSERT_EQUAL(r->n_good[0], 4);
+    CU_ASSERT_EQUAL(r->n_good[1], 0);
+    CU_ASSERT(r->n_good[2] < 4 || r->each.max_ns == 0); /* both events may come at one moment */
+    CU_ASSERT_EQUAL(r->n_good[3], 0);
+    CU_ASSERT_EQUAL(r->n_good[4], 4);
+    CU_ASSERT_EQUAL(r->each.n, 4);
+    stop_server(s);
+}
+
+static void failed_requests_are_never_good(void) {
+    server *s = start_server();
+    script(s, "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", false);
+    serve(s);
+    sp_load_config c = config_for(s);
+    c.n_limits = 1; /* no limits at all */
+    sp_load_result *r = run(&c);
+    CU_ASSERT_EQUAL(r->n_failed, 4);
+    CU_ASSERT_EQUAL(r->n_good[0], 0);
+    stop_server(s);
+}
+
+static void requests_of_a_trace_are_sent_when_they_are_due(void) {
+    int64_t ids[] = {1, 2, 3};
+    sp_trace_row rows[] = {{0, 2, 5, 0}, {0, 3, 6, 1}, {120 * SP_NS_PER_MS, 4, 7, 2}};
+    const sp_trace t = {.n = 3, .block_tokens = 8, .rows = rows, .ids = ids, .n_ids = 3};
+    for (int streams = 1; streams <= 3; streams += 2) {
+        server *s = start_server();
+        script_events(s, ONE USAGE END, true, false);
+        serve(s);
+        sp_load_config c = config_for(s);
+        c.trace = &t;
+        c.ids_first = 4;
+        c.ids_last = 9;
+        c.n_requests = 3;
+        c.n_streams = streams;
+        sp_load_result *r = run(&c);
+        CU_ASSERT_EQUAL(r->n_completed, 3);
+        CU_ASSERT(r->wall_ns >= 120 * SP_NS_PER_MS);
+        CU_ASSERT_EQUAL_FATAL(s->n_requests, 3);
+        int tokens = 0;
+        for (int i = 0; i < 3; i++) {
+            const char *at = strstr(s->bodies[i], "\"max_tokens\":");
+            CU_ASSERT_PTR_NOT_NULL_FATAL(at);
+            tokens += atoi(at + 13);
+        }
+        CU_ASSERT_EQUAL(tokens, 18);
+        CU_ASSERT_PTR_NOT_NULL(strstr(s->bodies[2], "\"max_tokens\":7")); /* the late one, last */
+        stop_server(s);
+    }
+}
+
 SP_TEST_MAIN("launcher/bench_load", SP_TEST(streams_complete_on_one_connection_and_are_counted),
              SP_TEST(without_usage_events_are_counted_and_that_is_told),
              SP_TEST(the_role_of_a_chat_is_not_its_first_token),
@@ -425,4 +490,7 @@ SP_TEST_MAIN("launcher/bench_load", SP_TEST(streams_complete_on_one_connection_a
              SP_TEST(each_request_says_what_was_asked_for),
              SP_TEST(the_model_is_the_first_that_the_server_tells),
              SP_TEST(quantiles_are_right_to_one_percent),
+             SP_TEST(requests_within_all_their_limits_are_good_ones),
+             SP_TEST(failed_requests_are_never_good),
+             SP_TEST(requests_of_a_trace_are_sent_when_they_are_due),
              SP_TEST(values_are_found_by_key_and_not_in_strings))

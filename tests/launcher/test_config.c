@@ -143,10 +143,37 @@ static void the_reference_file_in_the_tree_is_what_the_table_gives(void) {
     free(text);
 }
 
+static void sharing_with_other_pods_is_off_and_its_options_are_checked(void) {
+    sp_config c;
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_SERVE, "serve", "m"), SP_OK);
+    CU_ASSERT_PTR_NULL(c.kv_secret_file);
+    CU_ASSERT_STRING_EQUAL(c.kv_load_failure_policy, "recompute");
+    CU_ASSERT_EQUAL(c.kv_lease_s, 30);
+    sp_config_fini(&c);
+    setenv("SUPERPOD_KV_SECRET_FILE", "/run/secret", 1);
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_SERVE, "serve", "m", "--kv-load-failure-policy", "fail",
+                          "--kv-lease-seconds=3600"),
+                    SP_OK);
+    unsetenv("SUPERPOD_KV_SECRET_FILE");
+    CU_ASSERT_STRING_EQUAL(c.kv_secret_file, "/run/secret");
+    CU_ASSERT_STRING_EQUAL(c.kv_load_failure_policy, "fail");
+    CU_ASSERT_EQUAL(c.kv_lease_s, 3600);
+    sp_config_fini(&c);
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_SERVE, "serve", "m", "--kv-load-failure-policy", "retry"),
+                    SP_E_INVALID);
+    CU_ASSERT_STRING_EQUAL(err.text,
+                           "option 'kv-load-failure-policy': want recompute or fail, got 'retry'");
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_SERVE, "serve", "m", "--kv-lease-seconds", "0"), SP_E_INVALID);
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_SERVE, "serve", "m", "--kv-lease-seconds", "3601"),
+                    SP_E_INVALID);
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_RUN, "run", "m", "--kv-secret-file", "x"), SP_E_INVALID);
+}
+
 SP_TEST_MAIN("launcher/config", SP_TEST(flags_may_be_spelled_in_every_usual_way),
              SP_TEST(a_list_takes_repeats_and_neighbours_and_flags_replace_the_variable),
              SP_TEST(a_file_is_weaker_than_a_variable_and_a_variable_than_a_flag),
              SP_TEST(what_is_refused_is_named_with_what_was_wanted),
              SP_TEST(a_bad_file_is_refused_with_its_line),
+             SP_TEST(sharing_with_other_pods_is_off_and_its_options_are_checked),
              SP_TEST(help_is_seen_before_anything_is_wanted),
              SP_TEST(the_reference_file_in_the_tree_is_what_the_table_gives))

@@ -27,6 +27,7 @@ static const sp_form FORM = {.model_dir = "/models/\"a\" b",
                              .max_step_rows = 64,
                              .timeout_ms = 60000,
                              .pin = true,
+                             .kv_key = "0123",
                              .rank = 3,
                              .local_rank = 1,
                              .local_ranks = 2};
@@ -104,6 +105,7 @@ static void the_hash_is_that_of_what_all_ranks_share(void) {
     other.n_blocks = 7;
     other.local_rank = 0;
     other.local_ranks = 7;
+    other.kv_key[0] = 0; /* a secret of other pods too: people see the hash */
     hash(&other, b);
     CU_ASSERT_STRING_EQUAL(a, b);
 #define DIFFERS(change) \
@@ -165,6 +167,32 @@ static void a_key_is_32_bytes_in_hexadecimal(void) {
     CU_ASSERT_EQUAL(sp_form_key(&f, key, &err), SP_E_INVALID);
 }
 
+static void blocks_have_a_key_of_their_own_where_other_pods_read_them(void) {
+    static sp_form f; /* large */
+    sp_err err = {0};
+    uint8_t own[SP_FORM_KEY_BYTES], kv[SP_FORM_KEY_BYTES];
+    f.kv_key[0] = 0;
+    for (int i = 0; i < 32; i++) memcpy(f.group_key + 2 * i, "4e", 3);
+    CU_ASSERT_EQUAL_FATAL(sp_form_key(&f, own, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(sp_form_kv_key(&f, kv, &err), SP_OK);
+    CU_ASSERT_EQUAL(memcmp(own, kv, sizeof own), 0);
+    for (int i = 0; i < 32; i++) memcpy(f.kv_key + 2 * i, "A5", 3);
+    CU_ASSERT_EQUAL_FATAL(sp_form_kv_key(&f, kv, &err), SP_OK);
+    CU_ASSERT(kv[0] == 0xa5 && kv[31] == 0xa5);
+    CU_ASSERT_EQUAL_FATAL(sp_form_key(&f, kv, &err), SP_OK);
+    CU_ASSERT_EQUAL(memcmp(own, kv, sizeof own), 0);
+    static const char *const wrong[] = {
+        "a5", "A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A",
+        " 5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5"};
+    for (size_t i = 0; i < SP_LEN(wrong); i++) {
+        snprintf(f.kv_key, sizeof f.kv_key, "%s", wrong[i]);
+        err = (sp_err){0};
+        CU_ASSERT_EQUAL(sp_form_kv_key(&f, kv, &err), SP_E_INVALID);
+        CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "kv_key"));
+        CU_ASSERT_PTR_NULL(strstr(err.text, "5A5A")); /* never the key itself */
+    }
+}
+
 static bool numbers(const char *text, int n, int32_t *out) {
     sp_err err = {0};
     return sp_form_numbers(text, n, 0, 511, out, &err) == SP_OK;
@@ -188,5 +216,6 @@ SP_TEST_MAIN("launcher/form", SP_TEST(a_form_comes_back_as_it_was_written),
              SP_TEST(a_wrong_form_is_refused_by_its_key),
              SP_TEST(a_rank_outside_the_pod_is_refused), SP_TEST(shapes_are_read_as_they_were_put),
              SP_TEST(a_key_is_32_bytes_in_hexadecimal),
+             SP_TEST(blocks_have_a_key_of_their_own_where_other_pods_read_them),
              SP_TEST(the_hash_is_that_of_what_all_ranks_share),
              SP_TEST(lists_of_numbers_are_exactly_as_long_as_wanted))

@@ -39,8 +39,10 @@ static void a_pool_says_what_it_is_and_takes_the_rest_from_the_options(void) {
     CU_ASSERT_EQUAL_FATAL(READ("name=a,pp=2,pp_layers=1/5"), SP_OK);
     CU_ASSERT_STRING_EQUAL(p.at[0].pp_layers, "1,5");
 }
-static void only_serve_has_pools(void) {
+static void only_serve_and_plan_have_pools(void) {
     const char *const words[] = {"name=a,replicas=9", NULL};
+    CU_ASSERT_EQUAL_FATAL(read_pools(SP_CMD_PLAN, words), SP_OK);
+    CU_ASSERT(p.given && sp_pools_ranks(&p) == 54);
     CU_ASSERT_EQUAL_FATAL(read_pools(SP_CMD_RUN, words), SP_OK);
     CU_ASSERT(!p.given && sp_pools_ranks(&p) == 6);
 }
@@ -97,7 +99,49 @@ static void what_cannot_be_is_refused_by_name(void) {
     CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "9 pools, at most 8"));
 }
 
+static void degrees_that_nobody_said_are_1(void) {
+    sp_config c = {.command = SP_CMD_PLAN, .pool = {.at = {"name=a,tp=2", "name=b"}, .n = 2}};
+    CU_ASSERT_EQUAL_FATAL(sp_pools_of(&p, &c, &err), SP_OK);
+    CU_ASSERT(p.at[0].tp == 2 && p.at[0].pp == 1 && p.at[1].tp == 1 && p.at[1].pp == 1);
+}
+static void shapes_whose_bits_differ_are_refused_together(void) {
+    CU_ASSERT_EQUAL_FATAL(READ("name=a,tp=1", "name=b,tp=8", "name=c,tp=4,pp=7"), SP_OK);
+    CU_ASSERT_EQUAL(sp_pools_check_bits(&p, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(READ("name=a,tp=3", "name=b,tp=3,pp=1"), SP_OK);
+    CU_ASSERT_EQUAL(sp_pools_check_bits(&p, &err), SP_OK);
+    for (int i = 0; i < 2; i++) {
+        CU_ASSERT_EQUAL_FATAL(
+            i ? READ("name=a,tp=2", "name=b,tp=3") : READ("name=b,tp=3", "name=a,tp=2"), SP_OK);
+        CU_ASSERT_EQUAL(sp_pools_check_bits(&p, &err), SP_E_INVALID);
+        CU_ASSERT_PTR_NOT_NULL(
+            strstr(err.text, "pool 'b': tp 3 does not give the bits of tp 2 of pool 'a': want the "
+                             "same tp in all pools, or 1, 2, 4 or 8 in each"));
+    }
+    CU_ASSERT_EQUAL_FATAL(READ("name=a,tp=6", "name=b,tp=3"), SP_OK);
+    CU_ASSERT_EQUAL(sp_pools_check_bits(&p, &err), SP_E_INVALID);
+}
+static void pools_shrink_by_groups_then_width_then_stages(void) {
+    static const char *const want[] = {
+        "a: 2 of tp 2 x pp 1, b: 2 of tp 1 x pp 3", "a: 2 of tp 2 x pp 1, b: 1 of tp 1 x pp 3",
+        "a: 1 of tp 2 x pp 1, b: 1 of tp 1 x pp 3", "a: 1 of tp 1 x pp 1, b: 1 of tp 1 x pp 3",
+        "a: 1 of tp 1 x pp 1, b: 1 of tp 1 x pp 2", "a: 1 of tp 1 x pp 1, b: 1 of tp 1 x pp 1"};
+    char text[SP_POOLS_TEXT];
+    CU_ASSERT_EQUAL_FATAL(
+        READ("name=a,replicas=2,tp=2,pp=1", "name=b,replicas=2,tp=1,pp=3,pp_layers=1/2/3"), SP_OK);
+    for (size_t i = 0; i < SP_LEN(want); i++) {
+        sp_pools_text(&p, text);
+        CU_ASSERT_STRING_EQUAL(text, want[i]);
+        CU_ASSERT_EQUAL(strcmp(p.at[1].pp_layers, i < 4 ? "1,2,3" : ""), 0);
+        CU_ASSERT_EQUAL(sp_pools_shrink(&p), i + 1 < SP_LEN(want));
+    }
+    CU_ASSERT_EQUAL_FATAL(READ("name=a,tp=7,pp=1"), SP_OK);
+    CU_ASSERT(sp_pools_shrink(&p) && p.at[0].tp == 3);
+    CU_ASSERT(sp_pools_shrink(&p) && p.at[0].tp == 1);
+}
+
 SP_TEST_MAIN("launcher/pools", SP_TEST(without_pools_there_is_one_mixed_group),
              SP_TEST(a_pool_says_what_it_is_and_takes_the_rest_from_the_options),
-             SP_TEST(only_serve_has_pools), SP_TEST(ranks_are_numbered_group_by_group),
-             SP_TEST(what_cannot_be_is_refused_by_name))
+             SP_TEST(only_serve_and_plan_have_pools), SP_TEST(degrees_that_nobody_said_are_1),
+             SP_TEST(shapes_whose_bits_differ_are_refused_together),
+             SP_TEST(pools_shrink_by_groups_then_width_then_stages),
+             SP_TEST(ranks_are_numbered_group_by_group), SP_TEST(what_cannot_be_is_refused_by_name))

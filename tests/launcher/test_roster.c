@@ -92,7 +92,9 @@ static void an_uneven_share_goes_to_the_first(void) {
 }
 static void too_few_slots_are_told_with_the_host(void) {
     CU_ASSERT_EQUAL(ASSIGN(2, 2, "a:0:2", "b:1:1"), SP_E_INVALID);
-    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "'host-b:1:1'"));
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "'host-b:1:1' 2, it has 1 slot; at most 3 ranks"));
+    CU_ASSERT_EQUAL(ASSIGN(8, 2, "a:0:2", "b:1:4", "c:2:7"), SP_E_INVALID);
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "at most 6 ranks"));
     EXPECT("0,0,1,1", "0011", ASSIGN(2, 2, "a:0:2", "b:1:2"));
     EXPECT("0,0,1,1", "0011", ASSIGN(2, 2, "a:0:0", "b:1:512"));
 }
