@@ -74,19 +74,28 @@ setsid nice -n 19 bash -c 'asan=$1 && shift
     make -k -j2 MODE=tsan "$@"' beside "$(helpers asan | tr '\n' ' ')" "${programs[@]/#/build/tsan/}" \
     >/dev/null 2>&1 </dev/null &
 beside=$!
-trap 'kill -- "-$beside" 2>/dev/null' EXIT
+# So does Slurm, for its daemons: its script has a log of its own, counted when the others are done.
+slurm=
+if [ -n "$everything" ]; then
+    tests/e2e/slurm.sh >build/slurm.log 2>&1 </dev/null &
+    slurm=$!
+fi
+trap 'kill -- "-$beside" $slurm 2>/dev/null' EXIT
 trap 'exit 143' INT TERM
 
 for script in tests/e2e/*.sh; do
     name=$(basename "$script" .sh)
     case $name in
-    lib | *_lib) ;;
-    slurm) [ -z "$everything" ] || count "end to end: $name" "$script" ;;
+    lib | *_lib | slurm) ;;
     *) count "end to end: $name" "$script" ;;
     esac
 done
+if [ -n "$slurm" ]; then
+    wait "$slurm"
+    count "end to end: slurm" cat build/slurm.log
+fi
 
-# Whatever they said is said again by these.
+# Whatever the builds said is said again by these.
 wait "$beside"
 trap - EXIT
 # shellcheck disable=SC2046
