@@ -34,7 +34,7 @@ ISA_FLAGS_avx2 := -mavx2 -mfma -mf16c -mtune=haswell
 ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mtune=icelake-server
 ISA_FLAGS_generic :=
 
-SRCS := $(filter-out $(ISA_SRCS),$(shell find runtime kernels comm frontend launcher -name '*.c' | sort))
+SRCS := $(filter-out $(ISA_SRCS) kernels/cuda/%,$(shell find runtime kernels comm frontend launcher -name '*.c' | sort))
 OBJS := $(SRCS:%.c=$B/%.o) $(foreach i,$(ISAS),$(ISA_SRCS:%.c=$B/%.$(i).o))
 LIB := $(filter-out $B/launcher/main.o,$(OBJS))
 TEST_SRCS := $(shell find tests -name 'test_*.c' | sort)
@@ -87,3 +87,4 @@ help: ## this list
 -include $(OBJS:.o=.d) $(TESTS:=.d) $(TEST_HELP:%.c=$B/%.d)
 .PHONY: all tests test unit run bench debug asan tsan lint format info install clean help
 .SECONDARY:
+include kernels/cuda/emu/emu.mk

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.." || exit 1
 database=$(make --no-print-directory -pn help 2>/dev/null)
 make_variable() { sed -n "s/^$1 :\?= //p" <<<"$database" | head -n 1; }
 read -ra warn <<<"$(make_variable WARN) -Werror"
-read -ra base <<<"-std=gnu11 -D_GNU_SOURCE -DSP_VERSION=\"0\" -I. $(make_variable BITS) $(make_variable PKG_CFLAGS)"
+read -ra base <<<"-std=gnu11 -D_GNU_SOURCE -DSP_VERSION=\"0\" -I. -Ikernels/cuda/emu/shim $(make_variable BITS) $(make_variable PKG_CFLAGS)"
 read -ra isas <<<"$([ "$(uname -m)" = x86_64 ] && echo 'avx2 avx512') generic"
 
 # Sources compiled once an instruction set stand apart: each with its own flags.
