@@ -34,7 +34,7 @@ ISA_FLAGS_avx2 := -mavx2 -mfma -mf16c -mtune=haswell
 ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mtune=icelake-server
 ISA_FLAGS_generic :=
 
-SRCS := $(filter-out $(ISA_SRCS) kernels/cuda/%,$(shell find runtime kernels comm frontend launcher -name '*.c' | sort))
+SRCS := $(filter-out $(ISA_SRCS) kernels/cuda/% comm/group_nccl.c,$(shell find runtime kernels comm frontend launcher -name '*.c' | sort))
 OBJS := $(SRCS:%.c=$B/%.o) $(foreach i,$(ISAS),$(ISA_SRCS:%.c=$B/%.$(i).o))
 LIB := $(filter-out $B/launcher/main.o,$(OBJS))
 TEST_SRCS := $(shell find tests -name 'test_*.c' | sort)
@@ -78,8 +78,12 @@ format: ## rewrites our sources with clang-format
 info: ## what was found
 	@echo "mode $(MODE), compiler $(CC) $(shell $(CC) -dumpversion), isas: $(ISAS)"
 	@for p in $(PKGS); do printf '%s ' "$$p"; pkg-config --modversion $$p 2>/dev/null || echo missing; done
+	@printf 'nvcc '; $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p' | grep . || \
+		echo "missing: superpod_cuda.so is not built (--device cuda)"
 install: all ## DESTDIR and PREFIX (/usr/local) as usual
 	install -Dm755 $B/superpod $(DESTDIR)$(PREFIX)/bin/superpod
+	@for so in superpod_cuda.so superpod_cuda_emu.so; do [ ! -e $B/$$so ] || \
+		install -v -Dm755 $B/$$so $(DESTDIR)$(PREFIX)/lib/superpod/$$so || exit 1; done
 clean: ; rm -rf build
 help: ## this list
 	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -88,3 +92,4 @@ help: ## this list
 .PHONY: all tests test unit run bench debug asan tsan lint format info install clean help
 .SECONDARY:
 include kernels/cuda/emu/emu.mk
+include kernels/cuda/cuda.mk

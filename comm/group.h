@@ -49,6 +49,10 @@ typedef struct sp_group_ops {
     /** SP_OK: all that was queued is done; SP_AGAIN: not yet at the deadline; else the first fault:
      * SP_E_PEER_LOST (names the member), SP_E_CANCELED (abort), SP_E_INTERNAL (sizes disagree). */
     sp_status (*poll)(sp_group *g, int64_t deadline_ns, sp_err *err);
+    /** Optional: of groups that queue on a device. Something that was queued has come, so nobody has
+     * waited for nothing: poll() counts the time of a wait from now on. Who never lets the device
+     * become idle says so. */
+    void (*came)(sp_group *g);
     /** Makes every operation that waits here, and all later ones, give up. */
     void (*abort)(sp_group *g);
 } sp_group_ops;

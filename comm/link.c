@@ -6,6 +6,7 @@
 #include "comm/stream.h"
 #include "runtime/base/mem.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -217,6 +218,12 @@ sp_status sp_link_recv(sp_link *l, sp_frame *out, int64_t deadline_ns, sp_err *e
 
 uint64_t sp_link_stale_count(const sp_link *l) {
     return atomic_load_explicit(&((sp_link *)l)->n_stale, memory_order_relaxed);
+}
+
+bool sp_link_is_over(const sp_link *l) {
+    if (l->ring) return sp_ring_is_closed(l->ring);
+    struct pollfd p = {.fd = sp_stream_fd(l->stream), .events = POLLRDHUP};
+    return poll(&p, 1, 0) != 0;
 }
 
 void sp_link_wake(sp_link *l) {

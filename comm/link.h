@@ -54,6 +54,7 @@ typedef enum sp_frame_type {
     SP_FRAME_KV_SOURCE, /* head -> rank: a group of another pod */
     SP_FRAME_KV_LEAVE,  /* head -> rank: what another pod lent is given back */
     SP_FRAME_KV_LEASE,  /* rank -> head: a reader of another pod renews, or gives back */
+    SP_FRAME_TIMES,     /* rank -> head: what its device did since it last said so */
     SP_FRAME_TYPE_END
 } sp_frame_type;
 
@@ -133,6 +134,10 @@ SP_NODISCARD sp_status sp_link_send(sp_link *l, sp_frame_type type, const sp_pie
 /** Receives the next frame. SP_AGAIN: none came until the deadline, or sp_link_wake() was called.
  * Errors: SP_E_CLOSED; SP_E_PROTOCOL (says which rule was broken; the link is then useless). */
 SP_NODISCARD sp_status sp_link_recv(sp_link *l, sp_frame *out, int64_t deadline_ns, sp_err *err);
+
+/** Whether the other side has closed, or is known to be gone; what it sent before may still be there.
+ * Any thread, until sp_link_close(). */
+bool sp_link_is_over(const sp_link *l);
 
 /** Frames dropped so far because their term or epoch was below ours. Any thread. */
 uint64_t sp_link_stale_count(const sp_link *l);

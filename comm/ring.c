@@ -300,6 +300,10 @@ void sp_ring_close(sp_ring *r) {
     sp_free(r);
 }
 
+bool sp_ring_is_closed(const sp_ring *r) {
+    return atomic_load(&r->control->closed) != 0;
+}
+
 void sp_ring_mark_closed(int fd) {
     sp_ring_control *c;
     if (map_control(&c, fd, NULL) != SP_OK) return;

@@ -83,6 +83,7 @@ void sp_ring_set_peer_bell(sp_ring *r, int peer);
 
 /* For a reader of many rings (comm/fan.c): it looks at all, says on all that it sleeps, looks again,
  * and waits for their common bell. Thread: the reading one. */
+bool sp_ring_is_closed(const sp_ring *r);       /* by either side or a third; any thread */
 bool sp_ring_can_peek(const sp_ring *r);        /* a frame, the end, a wake or nonsense is there */
 void sp_ring_say_sleeping(sp_ring *r, bool is); /* by the bell */
 bool sp_ring_peer_spun(const sp_ring *r);       /* when we last published; any thread */

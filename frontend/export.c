@@ -207,6 +207,12 @@ static void put_own(text *t, const sp_front *front, const sp_engine_metrics *m) 
     one(t, "superpod:engine_step_cpu_seconds_total", "counter",
         "CPU time of the engine thread spent on steps.",
         (double)sp_counter_get(&m->engine_cpu_ns) / 1e9);
+    one(t, "superpod:device_busy_seconds_total", "counter",
+        "Time that GPUs computed steps, of all ranks together, by their own clocks.",
+        (double)sp_counter_get(&m->device_busy_ns) / 1e9);
+    one(t, "superpod:device_idle_seconds_total", "counter",
+        "Time that GPUs stood idle between two steps while sequences were running.",
+        (double)sp_counter_get(&m->device_idle_ns) / 1e9);
     one(t, "superpod:http_events_total", "counter", "Engine events turned into output.",
         (double)front->n_events);
     one(t, "superpod:http_event_cpu_seconds_total", "counter",

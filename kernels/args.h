@@ -122,3 +122,51 @@ typedef struct sp_attn_args {
 #define SP_HEAD_DIM_MAX 512
 /** Outputs of one packed tile, and virtual lanes of every reduction. */
 #define SP_LANES 16
+
+/** One draw of a step: the plain side of runtime/gen/params.h, whose order and bits it keeps
+ * (runtime/gen/sampler.h is the specification). Spans are of the arrays in sp_draw_args. */
+typedef struct sp_draw {
+    int32_t row;  /* of the logits */
+    int32_t slot; /* of sp_draw_args.last: where the token is kept for a step to come */
+    float temperature, top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k;
+    int32_t choice, position;
+    uint64_t seed;
+    int32_t n_logprobs; /* -1: none; how many most likely ones besides */
+    int32_t prompt0,
+        n_prompt; /* span of tokens: what penalties look at; 0 long when they are off */
+    int32_t output0, n_output;   /* likewise */
+    int32_t bias0, n_bias;       /* span of bias, an id at most once; bans (-inf) besides */
+    int32_t allowed0, n_allowed; /* span of tokens; n_allowed -1: all are allowed */
+} sp_draw;
+
+typedef struct sp_draw_bias {
+    int32_t id;
+    float value;
+} sp_draw_bias;
+
+/** What a draw gave; ids and log-probabilities as sp_sample of runtime/gen/sampler.h. */
+#define SP_DRAW_TOP_MAX 20
+typedef struct sp_drawn {
+    int32_t id; /* -1: no token; last[slot] is then 0 */
+    float logprob;
+    int32_t
+        rank; /* without a token: 0 the row is broken (NaN, +inf, all -inf), 1 masks left nothing */
+    int32_t n_top;
+    int32_t top_id[SP_DRAW_TOP_MAX];
+    float top_logprob[SP_DRAW_TOP_MAX];
+} sp_drawn;
+
+typedef struct sp_draw_args {
+    const float *logits; /* device: [R, ld], V columns used, padding excluded */
+    int32_t ld, V;
+    int32_t n;            /* draws */
+    const sp_draw *draws; /* host arrays, as they are until submit() */
+    const int32_t *tokens;
+    int32_t n_tokens;
+    const sp_draw_bias *bias;
+    int32_t n_bias;
+    int32_t *last;   /* device: [slots] */
+    sp_drawn *drawn; /* device: [n]; the caller downloads it */
+} sp_draw_args;

@@ -1,31 +1,13 @@
 #include "kernels/math.h"
 
+#include "kernels/math_log.h"
+
 #define MAGIC 0x1.8p52
 #define LN2 0x1.62e42fefa39efp-1
 #define LN2_REST 0x1.abc9e3b39803fp-56 /* log(2) - LN2 */
-#define LN2_SHORT 0x1.62e42fefa38p-1   /* 42 bits: times an exponent it is exact */
-#define LN2_SHORT_REST 0x1.ef35793c7673p-45
 
 static double fma_(double a, double b, double c) {
     return __builtin_fma(a, b, c);
-}
-
-static double of_bits(uint64_t u) {
-    double d;
-    memcpy(&d, &u, sizeof d);
-    return d;
-}
-
-static uint64_t bits_of(double d) {
-    uint64_t u;
-    memcpy(&u, &d, sizeof u);
-    return u;
-}
-
-static double poly(const double *c, int n, double x) {
-    double y = c[n - 1];
-    for (int i = n - 2; i >= 0; i--) y = fma_(y, x, c[i]);
-    return y;
 }
 
 /* e^(x + lo) for a lo far below x. */
@@ -49,41 +31,18 @@ static double exp_sum(double x, double lo) {
     if (x < -746) return 0;
     const double t = fma_(x, 0x1.71547652b82fep0, MAGIC), n = t - MAGIC;
     const double r = fma_(n, -LN2, x) + fma_(n, -LN2_REST, lo);
-    const double p = poly(c, SP_LEN(c), r);
-    const int64_t i = (int64_t)(bits_of(t) - bits_of(MAGIC)), half = i >> 1;
-    return p * of_bits((uint64_t)(half + 1023) << 52) * of_bits((uint64_t)(i - half + 1023) << 52);
+    const double p = sp_poly(c, SP_LEN(c), r);
+    const int64_t i = (int64_t)(sp_bits_of_f64(t) - sp_bits_of_f64(MAGIC)), half = i >> 1;
+    return p * sp_f64_of_bits((uint64_t)(half + 1023) << 52) *
+           sp_f64_of_bits((uint64_t)(i - half + 1023) << 52);
 }
 
 double sp_exp(double x) {
     return exp_sum(x, 0);
 }
 
-/* log(x) as a sum of two doubles, for finite x > 0. About 2^-60 relative: pow() multiplies the
- * error by up to 700. */
-static double log_pair(double x, double *lo) {
-    static const double c[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
-                               1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23};
-    const uint64_t sqrt_half = 0x3fe6a09e667f3bcd, one = 0x3ff0000000000000;
-    const bool tiny = x < 0x1p-1022;
-    const uint64_t u = bits_of(tiny ? x * 0x1p54 : x) + (one - sqrt_half);
-    const double e = (double)((int64_t)(u >> 52) - (tiny ? 1023 + 54 : 1023));
-    const double f = of_bits((u & 0xfffffffffffff) + sqrt_half) - 1.0;
-
-    /* s + s_lo = f / (2 + f), the rounding of 2 + f included. */
-    const double d = f + 2.0, d_lo = f - (d - 2.0), s = f / d;
-    const double s_lo = (fma_(-s, d, f) - s * d_lo) / d, z = s * s;
-    const double small = fma_(2.0 * s * z, poly(c, SP_LEN(c), z), 2.0 * s_lo);
-
-    const double a = e * LN2_SHORT, b = 2.0 * s, sum = a + b;
-    const double rest = ((a - sum) + b) + fma_(e, LN2_SHORT_REST, small), hi = sum + rest;
-    *lo = rest - (hi - sum);
-    return hi;
-}
-
 double sp_log(double x) {
-    double lo;
-    if (x > 0) return x == __builtin_inf() ? x : log_pair(x, &lo);
-    return x == 0 ? -__builtin_inf() : __builtin_nan("");
+    return sp_log_both(x);
 }
 
 double sp_pow(double x, double y) {
@@ -92,7 +51,7 @@ double sp_pow(double x, double y) {
     const bool grows = (x > 1) == (y > 0);
     if (x == 0 || x == __builtin_inf()) return grows ? __builtin_inf() : 0;
     double lo;
-    const double hi = log_pair(x, &lo), p = y * hi;
+    const double hi = sp_log_pair(x, &lo), p = y * hi;
     if (p > 710 || p < -746) return grows ? __builtin_inf() : 0;
     return exp_sum(p, fma_(y, hi, -p) + y * lo);
 }
@@ -118,7 +77,7 @@ static double sin_kernel(double r, double r_lo) {
                                -1.0 / 1307674368000.0,
                                1.0 / 355687428096000.0};
     const double z = r * r;
-    return r + fma_(poly(c, SP_LEN(c), z) * z, r, r_lo * (1.0 - 0.5 * z));
+    return r + fma_(sp_poly(c, SP_LEN(c), z) * z, r, r_lo * (1.0 - 0.5 * z));
 }
 
 static double cos_kernel(double r, double r_lo) {
@@ -131,7 +90,7 @@ static double cos_kernel(double r, double r_lo) {
                                1.0 / 20922789888000.0,
                                -1.0 / 6402373705728000.0};
     const double z = r * r, h = 0.5 * z, w = 1.0 - h;
-    return w + (((1.0 - w) - h) + fma_(poly(c, SP_LEN(c), z) * z, z, -r * r_lo));
+    return w + (((1.0 - w) - h) + fma_(sp_poly(c, SP_LEN(c), z) * z, z, -r * r_lo));
 }
 
 /* sin(x + quarter * pi/2) */

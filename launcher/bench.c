@@ -1,5 +1,6 @@
 #include "launcher/bench.h"
 
+#include "launcher/bench_gpu.h"
 #include "launcher/bench_group.h"
 #include "launcher/bench_http.h"
 #include "launcher/bench_kvx.h"
@@ -17,6 +18,7 @@ static const struct {
 } words[] = {
     {"http", sp_bench_http, "load an OpenAI-compatible server: --url http://HOST:PORT"},
     {"step", sp_bench_step, "time decode steps of one rank, without head and HTTP: --model DIR"},
+    {"gpu", sp_bench_gpu, "time a GPU's operations and decode steps against what it can give"},
     {"allreduce", sp_bench_group, "time one sum over the ranks of this node"},
     {"kvx", sp_bench_kvx, "time KV blocks from process to process against the bare way"},
     {"wireup", sp_bench_wireup, "time the start of a pod of N ranks until it is ready"},

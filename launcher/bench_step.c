@@ -47,7 +47,10 @@ static sp_status take_batch(bench *b, sp_err *err) {
 
 static sp_status open_bench(bench *b, sp_err *err) {
     const sp_config *c = b->config;
-    sp_dev_config dc = {.backend = c->backend, .n_threads = (int)c->threads, .pin_threads = c->pin};
+    sp_dev_config dc = {.backend = c->backend,
+                        .n_threads = (int)c->threads,
+                        .pin_threads = c->pin,
+                        .fast = strcmp(c->numerics, "fast") == 0};
     if (c->tp * c->pp != 1)
         return SP_FAIL(err, SP_E_UNSUPPORTED,
                        "bench step times one rank without neighbours, got tp %d x pp %d",
@@ -128,7 +131,7 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static sp_status run_bench(bench *b, sp_err *err) {
+static sp_status run_bench(bench *b, sp_bench_step_figures *f, sp_err *err) {
     SP_TRY(prefill(b, err));
     int32_t position = PROMPT_TOKENS;
     for (int i = 0; i < WARM_STEPS; i++) SP_TRY(decode_step(b, position++, err));
@@ -141,11 +144,22 @@ static sp_status run_bench(bench *b, sp_err *err) {
     double wall_s = (double)(sp_now_ns() - begin) / 1e9;
     qsort(b->step_ms, (size_t)b->config->steps, sizeof *b->step_ms, by_value);
     double median = b->step_ms[b->config->steps / 2];
-    printf("{\"backend\":\"%s\",\"batch\":%d,\"steps\":%lld,\"step_ms_p50\":%.4f,"
-           "\"step_ms_min\":%.4f,\"tok_per_s\":%.1f,\"tok_per_s_p50\":%.1f}\n",
-           b->dev.detail, b->n, (long long)b->config->steps, median, b->step_ms[0],
-           (double)b->config->steps * b->n / wall_s, 1e3 * b->n / median);
+    *f = (sp_bench_step_figures){.batch = b->n,
+                                 .steps = b->config->steps,
+                                 .step_ms_p50 = median,
+                                 .step_ms_min = b->step_ms[0],
+                                 .tok_per_s = (double)b->config->steps * b->n / wall_s,
+                                 .tok_per_s_p50 = 1e3 * b->n / median};
+    snprintf(f->device, sizeof f->device, "%s", b->dev.detail);
     return SP_OK;
+}
+
+sp_status sp_bench_step_run(sp_bench_step_figures *out, const sp_config *config, sp_err *err) {
+    bench b = {.config = config};
+    sp_status st = open_bench(&b, err);
+    if (st == SP_OK) st = run_bench(&b, out, err);
+    close_bench(&b);
+    return st;
 }
 
 int sp_bench_step(int argc, char **argv) {
@@ -163,11 +177,15 @@ int sp_bench_step(int argc, char **argv) {
     }
     sp_log_level level = SP_LOG_WARN;
     if (sp_log_parse_level(config.log_level, &level) == SP_OK) sp_log_setup("bench", level, false);
-    bench b = {.config = &config};
-    sp_status st = open_bench(&b, &err);
-    if (st == SP_OK) st = run_bench(&b, &err);
-    if (st != SP_OK) fprintf(stderr, "superpod: %s\n", err.text);
-    close_bench(&b);
+    sp_bench_step_figures f;
+    sp_status st = sp_bench_step_run(&f, &config, &err);
+    if (st != SP_OK)
+        fprintf(stderr, "superpod: %s\n", err.text);
+    else
+        printf("{\"backend\":\"%s\",\"batch\":%d,\"steps\":%lld,\"step_ms_p50\":%.4f,"
+               "\"step_ms_min\":%.4f,\"tok_per_s\":%.1f,\"tok_per_s_p50\":%.1f}\n",
+               f.device, f.batch, (long long)f.steps, f.step_ms_p50, f.step_ms_min, f.tok_per_s,
+               f.tok_per_s_p50);
     sp_config_fini(&config);
     return st == SP_OK ? SP_EXIT_OK : SP_EXIT_CONFIG;
 }

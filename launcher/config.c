@@ -72,12 +72,21 @@ static const row rows[] = {
     {"kv-lease-seconds", NULL, INT, AT(kv_lease_s), "30", 1, 3600, HTTP,
      "blocks stay for so long after the last sign of who pulls them"},
     {"collectives", NULL, STR, AT(collectives), "auto", 0, 0, ALL,
-     "auto (shm inside a node, ucx between nodes), shm or ucx"},
+     "auto (on GPUs nccl, else shm inside a node and ucx between nodes), nccl, shm or ucx"},
     {"null-model", NULL, BOOL, AT(null_model), "false", 0, 0, HTTP,
      "a rehearsal: config.json alone, no weights; real control path, collectives and activation "
      "sizes, hashes for tokens"},
     {"backend", "device", STR, AT(backend), "auto", 0, 0, ALL,
-     "auto, cpu (cpu-avx512, cpu-avx2, cpu-generic), or ref"},
+     "auto (cuda where there is a GPU, else cpu), cuda, cpu (cpu-avx512, cpu-avx2, cpu-generic), "
+     "emu "
+     "(a GPU emulated by the CPU, for tests) or ref"},
+    {"backend", "device", STR, AT(backend), "auto", 0, 0, PLAN,
+     "cuda or emu: bytes as that backend packs, and without --nodes the GPUs of this machine; "
+     "auto: "
+     "as --nodes says"},
+    {"numerics", NULL, STR, AT(numerics), "exact", 0, 0, ALL,
+     "exact: the same bits in any batch and partition (on cuda: deterministic); fast: device cuda "
+     "only, sums in any order, by cuBLASLt and NCCL"},
     {"threads", "t", INT, AT(threads), "0", 0, 1024, ALL,
      "compute threads of a rank; 0: as many as cores"},
     {"pin-threads", NULL, BOOL, AT(pin), "false", 0, 0, ALL, "bind each compute thread to a core"},
@@ -451,6 +460,9 @@ sp_status sp_config_parse(sp_config *out, sp_command command, int argc, char **a
     if (st == SP_OK && !*help && !c.model && strcmp(c.role, "worker") != 0)
         st = SP_FAIL(err, SP_E_INVALID,
                      "no model: give --model DIR (the demo model is configs/podling)");
+    if (st == SP_OK && strcmp(c.numerics, "exact") != 0 && strcmp(c.numerics, "fast") != 0)
+        st = SP_FAIL(err, SP_E_INVALID, "option 'numerics': want exact or fast, got '%.60s'",
+                     c.numerics);
     if (st == SP_OK && strcmp(c.kv_load_failure_policy, "recompute") != 0 &&
         strcmp(c.kv_load_failure_policy, "fail") != 0)
         st = SP_FAIL(err, SP_E_INVALID,

@@ -42,7 +42,7 @@ typedef struct sp_config {
     int64_t prefill_threshold;
     const char *kv_secret_file, *kv_load_failure_policy; /* launcher/kv_share.h */
     int64_t kv_lease_s;
-    const char *backend, *collectives;
+    const char *backend, *numerics, *collectives;
     bool null_model;
     int64_t threads;
     bool pin;
@@ -60,6 +60,7 @@ typedef struct sp_config {
     const char *role, *head, *token_file, *preflight, *endpoint_file, *pid_file;
     int64_t rank, nnodes, slots, head_port, join_timeout_s;
     int ranks_on_node; /* no option: as the launcher's place says; 0 counts as all of them */
+    int ranks_here;    /* likewise: of this agent; 0: not known */
     const char *nodes; /* plan */
     bool json;
     /* words */

@@ -34,6 +34,7 @@ static sp_status plan_pool(const sp_fit *f, const sp_pool_spec *s, int32_t ranks
     out->req.pp_layers = cut ? out->pp_layers : NULL;
     out->req.memory = f->memory;
     out->req.ranks_on_node = f->shared ? ranks_on_node : 1;
+    if (f->device) sp_device_plan(f->device, &out->req);
     return sp_plan_make(&out->plan, &out->req, err);
 }
 
@@ -105,7 +106,8 @@ bool sp_fit_other(const sp_fit *f, sp_pools *p) {
 
 void sp_fit_say_other(const sp_fit *f, const sp_pools *p, sp_err *err) {
     sp_pools at = *p;
-    char shape[SP_POOLS_TEXT], tail[PROPOSAL_BYTES] = "; no other shapes of these pools would fit";
+    char shape[SP_POOLS_TEXT], tail[PROPOSAL_BYTES];
+    snprintf(tail, sizeof tail, "; no other shape%s would fit", p->given ? "s of these pools" : "");
     if ((int64_t)p->n > (int64_t)f->n_nodes * f->n_devices) {
         snprintf(tail, sizeof tail, "; %d pools want at least %d", (int)p->n, (int)p->n);
     } else if (sp_fit_other(f, &at)) {

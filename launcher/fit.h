@@ -9,13 +9,15 @@
 #pragma once
 
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/pools.h"
 #include "runtime/model/plan.h"
 
 typedef struct sp_fit {
-    sp_plan_request wish;       /* what all pools share; the rest is set for each */
-    sp_memory memory;           /* of a node, or of one device */
-    bool shared;                /* ... of a node, by its ranks */
+    sp_plan_request wish;    /* what all pools share; the rest is set for each */
+    sp_memory memory;        /* of a node */
+    const sp_device *device; /* borrowed; a GPU, whose memory and packing count instead; or NULL */
+    bool shared;             /* ... of a node, by its ranks */
     int32_t n_nodes, n_devices; /* devices, or slots, of a node */
 } sp_fit;
 

@@ -35,6 +35,7 @@ static const sp_flat_row rows[] = {
     FLAG(pin),
     FLAG(log_json),
     FLAG(null_model),
+    FLAG(fast),
     TEXT(kv_key),
     NUMBER(group, 0, SP_FORM_GROUPS_MAX - 1),
     NUMBER(first, 0, 511),
@@ -80,14 +81,8 @@ void sp_form_hash(const sp_form *form, char out[SP_CONFIG_HASH_BYTES]) {
 }
 
 static sp_status read_key(const char *key, const char *hex, uint8_t *out, sp_err *err) {
-    const size_t digits = 2 * (size_t)SP_FORM_KEY_BYTES;
-    if (strlen(hex) != digits || strspn(hex, "0123456789abcdefABCDEF") != digits)
-        return SP_FAIL(err, SP_E_INVALID, "%s: want %zu hexadecimal digits", key, digits);
-    for (size_t i = 0; i < SP_FORM_KEY_BYTES; i++) {
-        const char byte[3] = {hex[2 * i], hex[2 * i + 1], 0};
-        out[i] = (uint8_t)strtoul(byte, NULL, 16);
-    }
-    return SP_OK;
+    if (sp_hex_read(out, SP_FORM_KEY_BYTES, hex) == SP_OK) return SP_OK;
+    return SP_FAIL(err, SP_E_INVALID, "%s: want %d hexadecimal digits", key, 2 * SP_FORM_KEY_BYTES);
 }
 
 sp_status sp_form_key(const sp_form *form, uint8_t out[SP_FORM_KEY_BYTES], sp_err *err) {

@@ -23,6 +23,7 @@ typedef struct sp_form {
     int64_t max_step_rows; /* logits rows of one step */
     int64_t timeout_ms;    /* of waiting for a neighbour inside a step */
     bool pin, log_json, null_model;
+    bool fast; /* numerics */
     /* Hexadecimal: what readers of KV blocks prove, in this pod and in others; "": no other pod may,
      * and here it is group_key. All get the same, but the hash is shown to people and leaves it out. */
     char kv_key[72];

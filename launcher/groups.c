@@ -29,6 +29,8 @@ struct sp_groups {
     int32_t nodes[SP_POD_RANKS_MAX];
     uint8_t key[SP_SHARE_KEY_BYTES];
     bool force_ucx;
+    sp_groups_config of;
+    sp_dev_comms *comms; /* of the device; NULL: no group is the device's */
     member_list members[N_GROUPS];
     sp_group_config config[N_GROUPS];
     int own_fd[N_GROUPS]; /* memory made by this rank; -1: none */
@@ -57,6 +59,10 @@ static bool is_mine(const sp_groups *g, int i) {
     return g->members[i].me >= 0 && g->members[i].n > 1;
 }
 
+static bool is_device(const sp_groups *g, int i) {
+    return g->of.dev && i != FEEDBACK;
+}
+
 static bool is_shared(const sp_groups *g, int i) {
     const member_list *l = &g->members[i];
     for (int k = 1; k < l->n; k++)
@@ -64,18 +70,39 @@ static bool is_shared(const sp_groups *g, int i) {
     return !g->force_ucx;
 }
 
-static void size_groups(sp_groups *g, const sp_form *f, int32_t hidden, int32_t vocab,
-                        bool crowded) {
+static size_t largest_sum(int32_t tp, int32_t hidden, int32_t vocab, size_t tokens, size_t rows) {
+    size_t step = tokens * (size_t)hidden, logits = rows * ((size_t)vocab / (size_t)tp + 1);
+    return step > logits ? step : logits;
+}
+
+/* Each member's part is in every member's memory while it is summed: larger sums go in pieces, which
+ * costs nothing where a piece fills the links for long. */
+#define DEVICE_PIECE_MAX ((size_t)4 << 20) /* floats */
+
+sp_group_config sp_groups_tp_sizes(int32_t tp, int32_t hidden, int32_t vocab, int32_t max_tokens,
+                                   int32_t max_rows) {
+    size_t most = largest_sum(tp, hidden, vocab, (size_t)max_tokens, (size_t)max_rows);
+    return (sp_group_config){.n = tp,
+                             .max_reduce = most < DEVICE_PIECE_MAX ? most : DEVICE_PIECE_MAX};
+}
+
+static void size_groups(sp_groups *g, const sp_form *f) {
+    const int32_t hidden = g->of.hidden, vocab = g->of.vocab;
     size_t step = (size_t)f->max_batched_tokens * (size_t)hidden;
-    size_t logits = (size_t)f->max_step_rows * ((size_t)vocab / (size_t)f->tp + 1);
     size_t ids = (size_t)f->max_num_seqs * sizeof(int32_t);
     for (int i = 0; i < N_GROUPS; i++)
         g->config[i] = (sp_group_config){.n = g->members[i].n,
                                          .me = g->members[i].me,
                                          .timeout_ns = f->timeout_ms * SP_NS_PER_MS,
-                                         .crowded = crowded,
+                                         .crowded = g->of.crowded,
                                          .max_message = 64};
-    g->config[TP].max_reduce = step > logits ? step : logits;
+    g->config[TP].max_reduce =
+        largest_sum(g->tp, hidden, vocab, (size_t)f->max_batched_tokens, (size_t)f->max_step_rows);
+    if (g->of.dev)
+        g->config[TP].max_reduce =
+            sp_groups_tp_sizes(g->tp, hidden, vocab, (int32_t)f->max_batched_tokens,
+                               (int32_t)f->max_step_rows)
+                .max_reduce;
     g->config[PP].max_message = step * sizeof(float);
     g->config[FEEDBACK].max_message = ids;
     g->config[FEEDBACK].sends = (int)f->pp + 2;
@@ -114,16 +141,23 @@ static sp_status make_memory(sp_groups *g, int i, sp_err *err) {
     return sp_share_add(g->share, (uint32_t)i, g->own_fd[i], err);
 }
 
+static sp_status make_id(sp_groups *g, int i, sp_address *a, sp_err *err) {
+    sp_device_group *of = i == TP ? &a->tp : &a->pp;
+    if (!g->comms) SP_TRY(g->of.dev_groups->open(&g->comms, err));
+    if (g->members[i].me != 0) return SP_OK;
+    of->is = true;
+    return g->of.dev_groups->make_id(g->comms, &of->id, err);
+}
+
+static sp_status make_host(sp_groups *g, int i, sp_err *err) {
+    if (!is_shared(g, i)) return g->ucx ? SP_OK : sp_ucx_open(&g->ucx, err);
+    return g->members[i].me == 0 ? make_memory(g, i, err) : SP_OK;
+}
+
 static sp_status prepare(sp_groups *g, sp_address *address, sp_err *err) {
-    for (int i = 0; i < N_GROUPS; i++) {
-        if (!is_mine(g, i)) continue;
-        if (!is_shared(g, i)) {
-            if (!g->ucx) SP_TRY(sp_ucx_open(&g->ucx, err));
-        } else if (g->members[i].me == 0) {
-            SP_TRY(make_memory(g, i, err));
-        }
-    }
     sp_address a = {.ucx_bytes = 0};
+    for (int i = 0; i < N_GROUPS; i++)
+        if (is_mine(g, i)) SP_TRY(is_device(g, i) ? make_id(g, i, &a, err) : make_host(g, i, err));
     if (g->share) snprintf(a.share, sizeof a.share, "%s", sp_share_name(g->share));
     if (g->ucx) {
         const void *ucx = sp_ucx_address(g->ucx, &a.ucx_bytes);
@@ -136,13 +170,14 @@ static sp_status prepare(sp_groups *g, sp_address *address, sp_err *err) {
     return SP_OK;
 }
 
-sp_status sp_groups_prepare(sp_groups **out, const sp_form *form, int32_t hidden, int32_t vocab,
-                            bool crowded, sp_address *address, sp_err *err) {
+sp_status sp_groups_prepare(sp_groups **out, const sp_form *form, const sp_groups_config *config,
+                            sp_address *address, sp_err *err) {
     sp_groups *g = sp_alloc(sizeof *g);
+    g->of = *config;
     for (int i = 0; i < N_GROUPS; i++) g->own_fd[i] = -1;
     sp_status st = read_form(g, form, err);
     if (st == SP_OK) {
-        size_groups(g, form, hidden, vocab, crowded);
+        size_groups(g, form);
         st = prepare(g, address, err);
     }
     if (st != SP_OK) {
@@ -174,12 +209,22 @@ static sp_status join_ucx(sp_groups *g, int i, const sp_address *peers, sp_err *
     return sp_group_open_ucx(&g->group[i], g->ucx, list, id, &g->config[i], err);
 }
 
-sp_status sp_groups_connect(sp_groups *g, const sp_address *peers, int64_t deadline_ns,
+static sp_status join_device(sp_groups *g, int i, const sp_address *peers,
+                             const sp_group_wait *wait, sp_err *err) {
+    const int32_t first = g->members[i].rank[0];
+    const sp_device_group *of = i == TP ? &peers[first].tp : &peers[first].pp;
+    if (!of->is) return SP_FAIL(err, SP_E_PROTOCOL, "rank %d did not say its id", (int)first);
+    return g->of.dev_groups->join(&g->group[i], g->comms, g->of.dev, &of->id, g->of.fast,
+                                  &g->config[i], wait, err);
+}
+
+sp_status sp_groups_connect(sp_groups *g, const sp_address *peers, const sp_group_wait *wait,
                             sp_err *err) {
     for (int i = 0; i < N_GROUPS; i++) {
         if (!is_mine(g, i)) continue;
-        sp_status st = is_shared(g, i) ? join_memory(g, i, peers, deadline_ns, err)
-                                       : join_ucx(g, i, peers, err);
+        sp_status st = is_device(g, i)   ? join_device(g, i, peers, wait, err)
+                       : is_shared(g, i) ? join_memory(g, i, peers, wait->deadline_ns, err)
+                                         : join_ucx(g, i, peers, err);
         if (st != SP_OK) {
             sp_err_context(err, "joining the %s group", names[i]);
             return st;
@@ -190,16 +235,26 @@ sp_status sp_groups_connect(sp_groups *g, const sp_address *peers, int64_t deadl
     return SP_OK;
 }
 
+void sp_groups_abort(sp_groups *g) {
+    for (int i = 0; i < N_GROUPS; i++)
+        if (g->group[i]) g->group[i]->ops->abort(g->group[i]);
+}
+
 void sp_groups_close(sp_groups *g) {
     if (!g) return;
     for (int i = 0; i < N_GROUPS; i++)
         if (g->group[i]) g->group[i]->ops->close(g->group[i]);
+    if (g->comms) g->of.dev_groups->close(g->comms);
     sp_share_close(g->share);
     sp_ucx_close(g->ucx);
     for (int i = 0; i < N_GROUPS; i++)
         if (g->own_fd[i] >= 0) close(g->own_fd[i]);
     explicit_bzero(g->key, sizeof g->key);
     sp_free(g);
+}
+
+const char *sp_groups_device_words(const sp_groups *g) {
+    return g->comms ? g->of.dev_groups->version(g->comms) : NULL;
 }
 
 sp_group *sp_groups_tp(const sp_groups *g) {

@@ -177,6 +177,7 @@ static sp_status open_head(head *h, sp_err *err) {
     h->config.ranks_on_node = h->boot.ranks_on_node;
     if (!h->config.host) h->config.host = h->boot.outward ? "0.0.0.0" : "127.0.0.1";
     SP_TRY(sp_model_prove(&h->model, &h->config, err));
+    if (h->model.device.why[0]) sp_info("device auto is %s", h->model.device.why);
     SP_TRY(sp_kv_share_load(&h->share, h->config.kv_secret_file, err));
     SP_TRY(sp_pod_open(&h->pod, &h->config, &h->model, &h->share, &h->boot, h->stop_fd, err));
     say_joined(h);

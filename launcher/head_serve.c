@@ -177,7 +177,11 @@ static sp_status make_kv(ctl *c, sp_err *err) {
     sp_dtype kv_dtype = SP_DTYPE_F32;
     SP_TRY(sp_kv_dtype_parse(f->config->kv_cache_dtype, &kv_dtype, err));
     sp_fingerprint_text(f->model->fingerprint, fingerprint);
-    sp_numerics(numerics, false, kv_dtype, f->model->pools.at[0].tp); /* equal in all */
+    const sp_numerics_of of = {.fast = f->model->device.fast,
+                               .kv_dtype = kv_dtype,
+                               .backend = f->model->device.backend,
+                               .tp = f->model->pools.at[0].tp}; /* equal in all */
+    sp_numerics(numerics, &of);
     sp_kv_pod_identity(c->identity, fingerprint, numerics, (int32_t)f->config->block_size);
     reached_at(f->config, c->host, sizeof c->host);
     c->kv = (sp_server_kv){.pod = f->share->pod,

@@ -1,16 +1,19 @@
 #include "launcher/topology.h"
 
-#include "runtime/base/json.h"
+#include "launcher/topology_gpu.h"
 #include "runtime/base/mem.h"
 
 #include <stdio.h>
 #include <string.h>
 
 static const char usage[] =
-    "usage: superpod inspect topology [--json]\n\n"
+    "usage: superpod inspect topology [--device cuda|emu] [--json]\n\n"
     "What this node offers this process: cores and memory by NUMA node, limits of its control\n"
-    "groups, caches, network devices and GPUs.\n\n"
-    "  --json   one JSON object\n";
+    "groups, caches, network devices and GPUs; what a backend for GPUs sees of them, how they "
+    "reach\n"
+    "one another, and which RDMA device is nearest to each.\n\n"
+    "  --device D  cuda, or emu (the emulated GPU) (cuda)\n"
+    "  --json      one JSON object\n";
 
 /* ---- text ---- */
 
@@ -149,7 +152,7 @@ static void json_devices(const sp_topology *t, sp_jw *w) {
     sp_jw_array_end(w);
 }
 
-static void write_json(const sp_topology *t, sp_buf *b) {
+static void write_json(const sp_topology *t, const sp_topology_cards *cards, sp_buf *b) {
     sp_jw w = sp_jw_on(b);
     sp_jw_object(&w);
     field_str(&w, "cpu", t->cpu_name);
@@ -166,39 +169,59 @@ static void write_json(const sp_topology *t, sp_buf *b) {
     json_numa(t, &w);
     json_caches(t, &w);
     json_devices(t, &w);
+    sp_jw_key(&w, "backend");
+    sp_topology_cards_json(cards, &w);
     sp_jw_object_end(&w);
     sp_buf_putc(b, '\n');
 }
 
+/* False: told on stderr. */
+static bool read_options(int argc, char **argv, bool *json, const char **device) {
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--json") == 0) {
+            *json = true;
+        } else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
+            *device = argv[++i];
+        } else {
+            fprintf(stderr, "superpod: inspect topology: cannot take '%s'\n", argv[i]);
+            return false;
+        }
+    }
+    if (sp_dev_is_plugin(*device)) return true;
+    fprintf(stderr, "superpod: inspect topology: option 'device': want cuda or emu, got '%.60s'\n",
+            *device);
+    return false;
+}
+
 int sp_inspect_topology(int argc, char **argv) {
     bool json = false;
+    const char *device = "cuda";
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            fputs(usage, stdout);
-            return SP_EXIT_OK;
-        }
-        if (strcmp(argv[i], "--json") != 0) {
-            fprintf(stderr, "superpod: inspect topology: unknown option '%s'\n", argv[i]);
-            return SP_EXIT_USAGE;
-        }
-        json = true;
+        if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
+        fputs(usage, stdout);
+        return SP_EXIT_OK;
     }
+    if (!read_options(argc, argv, &json, &device)) return SP_EXIT_USAGE;
     sp_err err = {0};
     sp_topology *t = sp_alloc(sizeof *t);
+    sp_topology_cards *cards = sp_alloc(sizeof *cards);
     sp_buf out;
     sp_buf_init(&out, (size_t)1 << 20);
     sp_status st = sp_topology_load(t, true, &err);
+    if (st == SP_OK) sp_topology_cards_load(cards, device, t);
     if (st != SP_OK) {
         fprintf(stderr, "superpod: inspect topology: %s\n", err.text);
     } else if (json) {
-        write_json(t, &out);
+        write_json(t, cards, &out);
     } else {
         write_cpus(t, &out);
         write_devices(t, &out);
+        sp_topology_cards_text(cards, &out);
     }
     if (out.len) fwrite(out.ptr, 1, out.len, stdout);
     bool wrote = fflush(stdout) == 0 && !out.failed;
     sp_buf_fini(&out);
+    sp_free(cards);
     sp_free(t);
     return st == SP_OK && wrote ? SP_EXIT_OK : SP_EXIT_CONFIG;
 }

@@ -1,6 +1,7 @@
 #include "launcher/kv_share.h"
 
 #include "comm/secret.h"
+#include "kernels/dev.h"
 #include "runtime/model/part.h"
 
 #include <errno.h>
@@ -103,11 +104,18 @@ void sp_kv_share_mac(const sp_kv_share *s, sp_slice text, uint8_t out[32]) {
 
 /* ---- who we are ---- */
 
-void sp_numerics(char out[SP_NUMERICS_BYTES], bool null_model, sp_dtype kv_dtype, int32_t tp) {
+#define CONTRACT 1 /* another number is other bits of the same mode */
+
+void sp_numerics(char out[SP_NUMERICS_BYTES], const sp_numerics_of *of) {
     char cut[16] = "";
-    if (!sp_part_is_exact(tp)) snprintf(cut, sizeof cut, " tp %d", tp);
-    snprintf(out, SP_NUMERICS_BYTES, "1 %s %s cpu%s", null_model ? "null" : "exact",
-             sp_dtype_name(kv_dtype), cut);
+    if (!of->fast && !sp_part_is_exact(of->tp)) snprintf(cut, sizeof cut, " tp %d", of->tp);
+    /* READY compares all bytes. */
+    memset(out, 0, SP_NUMERICS_BYTES);
+    snprintf(out, SP_NUMERICS_BYTES, "%d %s %s %s%s", CONTRACT,
+             of->null_model ? "null"
+             : of->fast     ? "fast"
+                            : "exact",
+             sp_dtype_name(of->kv_dtype), sp_dev_is_plugin(of->backend) ? of->backend : "cpu", cut);
 }
 
 void sp_kv_identity(uint8_t out[SP_FINGERPRINT_BYTES], const char *fingerprint,

@@ -40,9 +40,19 @@ void sp_kv_share_wipe(sp_kv_share *s);
 /** The proof of a text. */
 void sp_kv_share_mac(const sp_kv_share *s, sp_slice text, uint8_t out[32]);
 
-/** What changes the bits of a KV block besides the model: contract version, mode, KV type, backend
- * class, and a degree that does not give the bits of one rank. */
-void sp_numerics(char out[SP_NUMERICS_BYTES], bool null_model, sp_dtype kv_dtype, int32_t tp);
+/** What decides the bits of a KV block besides the model. */
+typedef struct sp_numerics_of {
+    bool null_model, fast;
+    sp_dtype kv_dtype;
+    const char *backend; /* never "auto" */
+    int32_t tp;
+} sp_numerics_of;
+
+/** "1 exact BF16 cpu": contract version, mode, KV type, backend class, and behind them a degree that
+ * does not give the bits of one rank. Classes: cpu (ref and all of cpu's), cuda, emu (whose tensor core
+ * adds in another order than a real one). Mode fast promises no bits, so there a degree is no other
+ * numerics: blocks of one rank stand for those of another as its own computed again would. */
+void sp_numerics(char out[SP_NUMERICS_BYTES], const sp_numerics_of *of);
 /** Model and numerics, of ranks' regions: a block of another must not be taken for ours. */
 void sp_kv_identity(uint8_t out[SP_FINGERPRINT_BYTES], const char *fingerprint,
                     const char *numerics);

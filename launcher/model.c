@@ -2,10 +2,12 @@
 
 #include "comm/group.h"
 #include "kernels/dev.h"
+#include "launcher/device_groups.h"
 #include "runtime/base/mem.h"
 #include "runtime/engine/stage.h"
 #include "runtime/model/weights.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* A rehearsal holds no weights and no keys: its sizes are what a step and a context need. */
@@ -37,6 +39,7 @@ static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_
     };
     SP_TRY(sp_kv_dtype_parse(c->kv_cache_dtype, &req.kv_dtype, err));
     SP_TRY(sp_memory_read(&req.memory, "", err));
+    sp_device_plan(&m->device, &req);
     if (c->null_model) {
         req.memory = (sp_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
         int64_t fit = NULL_STEP_BYTES / ((int64_t)sizeof(float) * m->desc.hidden);
@@ -47,6 +50,16 @@ static sp_status make_request(sp_plan_request *out, const sp_model *m, const sp_
     }
     *out = req;
     return SP_OK;
+}
+
+/* With other groups, or a secret, a rank's blocks may be read by others. */
+static sp_status plan_mirror(const sp_model *m, const sp_config *c, sp_plan *plan,
+                             sp_plan_request *req, sp_err *err) {
+    sp_memory host;
+    const bool shared = sp_pools_groups(&m->pools) > 1 || (c->kv_secret_file && *c->kv_secret_file);
+    if (!shared) return SP_OK;
+    SP_TRY(sp_memory_read(&host, "", err));
+    return sp_device_plan_mirror(&m->device, plan, req, &host, ranks_on_node(m, c), err);
 }
 
 /* What the parts of a pod can hold: known before anything is started. */
@@ -81,6 +94,7 @@ static sp_status plan_pool(sp_model *m, int32_t i, int32_t first, const sp_confi
     if (cut) SP_TRY(sp_pp_layers_parse(s->pp_layers, s->pp, p->pp_layers, err));
     SP_TRY(make_request(&req, m, s, cut ? p->pp_layers : NULL, c, dir, err));
     SP_TRY(sp_plan_make(&p->plan, &req, err));
+    SP_TRY(plan_mirror(m, c, &p->plan, &req, err));
     for (int32_t k = 0; k < p->plan.pp; k++) p->pp_layers[k] = p->plan.stages[k].n_layers;
     plan_ranks(m, i, first, &req);
     return SP_OK;
@@ -125,6 +139,28 @@ static sp_status prove_tensors(sp_model *m, const sp_config *c, sp_err *err) {
     return st;
 }
 
+/* What was asked for by name is refused by name; "auto" that found a GPU which cannot do what the
+ * other options want serves by the CPU, and says so. */
+sp_status sp_model_device(sp_device *out, const sp_config *config, const sp_pools *pools,
+                          sp_err *err) {
+    sp_err why = {0};
+    sp_device d;
+    const int ranks = sp_pools_ranks(pools), groups = sp_pools_groups(pools);
+    SP_TRY(sp_device_choose(&d, config->backend, err));
+    sp_status st = sp_device_check(&d, config, &why);
+    if (st == SP_OK) st = sp_device_check_groups(&d, config->collectives, ranks, groups, &why);
+    if (st != SP_OK && strcmp(config->backend, "auto") != 0) {
+        if (err) *err = why;
+        return st;
+    }
+    if (st != SP_OK) {
+        d = (sp_device){.backend = "cpu", .ops = &sp_dev_cpu};
+        snprintf(d.why, sizeof d.why, "cpu: %.240s", why.text);
+    }
+    *out = d;
+    return SP_OK;
+}
+
 sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
     sp_model m = {0};
     SP_TRY(sp_pools_of(&m.pools, config, err));
@@ -133,6 +169,12 @@ sp_status sp_model_prove(sp_model *out, const sp_config *config, sp_err *err) {
         return SP_FAIL(err, SP_E_UNSUPPORTED,
                        "option 'null-model': a rehearsal is of one group, got %d (%s)",
                        (int)sp_pools_groups(&m.pools), "option 'pool'");
+    if (config->null_model) {
+        m.device = (sp_device){.backend = "cpu", .ops = &sp_dev_cpu}; /* it computes nothing */
+    } else {
+        SP_TRY(sp_model_device(&m.device, config, &m.pools, err));
+        SP_TRY(sp_device_settle_numerics(&m.device, config->numerics, err));
+    }
     SP_TRY(sp_model_resolve(&m.dir, config->model, err));
     sp_status st = sp_model_desc_load(&m.desc, m.dir, err);
     if (st == SP_OK) st = sp_arch_find(&m.arch, &m.desc, err);

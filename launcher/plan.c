@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define USABLE_PERCENT 92 /* of a GPU's memory: the driver and NCCL take the rest */
 #define FIT_PP_MAX 16
 #define REASON_BYTES 200
 #define REASON_KEPT 120
@@ -25,16 +24,44 @@ static sp_status read_model(sp_planned *p, sp_err *err) {
     return SP_OK;
 }
 
+/* The GPUs of this machine: what they are is asked, nothing is opened. */
+static sp_status read_own_device(sp_planned *p, sp_err *err) {
+    SP_TRY(sp_device_choose(&p->device, p->config.backend, err));
+    p->hw = (sp_hardware){.n_nodes = 1,
+                          .n_devices = p->device.n_devices,
+                          .kind = {.memory_bytes = p->device.memory_bytes}};
+    snprintf(p->hw.kind.name, sizeof p->hw.kind.name, "%.31s", p->device.name);
+    return SP_OK;
+}
+
+static sp_status read_device(sp_planned *p, sp_err *err) {
+    const char *backend = p->config.backend;
+    const sp_device_kind *k = &p->hw.kind;
+    const sp_dev_plugin *plugin;
+    const bool wants_gpu = sp_dev_is_plugin(backend), any = strcmp(backend, "auto") == 0;
+    if (wants_gpu && !p->config.nodes) return read_own_device(p, err);
+    if (!any && !wants_gpu && strncmp(backend, "cpu", 3) != 0)
+        return SP_FAIL(err, SP_E_INVALID,
+                       "option 'device': want cuda, emu, cpu or auto, got '%.40s'", backend);
+    SP_TRY(sp_hardware_parse(&p->hw, p->config.nodes, err));
+    if (!any && wants_gpu == k->is_cpu)
+        return SP_FAIL(err, SP_E_INVALID, "option 'device' is %.20s: '%s' of option 'nodes' is %s",
+                       backend, k->name, k->is_cpu ? "no GPU" : "a GPU");
+    if (wants_gpu) SP_TRY(sp_dev_plugin_open(&plugin, backend, err));
+    if (!k->is_cpu) sp_device_imagine(&p->device, any ? NULL : backend, k->memory_bytes);
+    return SP_OK;
+}
+
 static sp_status read_wishes(sp_planned *p, sp_err *err) {
     const sp_device_kind *k = &p->hw.kind;
     SP_TRY(sp_pools_of(&p->pools, &p->config, err));
     sp_pool_spec *only = &p->pools.at[0];
     if (!p->pools.given && !only->tp) only->tp = p->hw.n_devices;
     if (!p->pools.given && !only->pp) only->pp = p->hw.n_nodes;
-    uint64_t memory = k->is_cpu ? k->memory_bytes : k->memory_bytes / 100 * USABLE_PERCENT;
     SP_TRY(sp_fit_wish(&p->fit.wish, &p->config, &p->desc, p->arch, p->tensors, err));
     p->fit.wish.packed = k->is_cpu ? sp_dev_cpu.packed_bytes : NULL;
-    p->fit.memory = (sp_memory){memory, UINT64_MAX, UINT64_MAX};
+    p->fit.memory = (sp_memory){k->memory_bytes, UINT64_MAX, UINT64_MAX};
+    p->fit.device = k->is_cpu ? NULL : &p->device;
     p->fit.shared = k->is_cpu;
     p->fit.n_nodes = p->hw.n_nodes;
     p->fit.n_devices = p->hw.n_devices;
@@ -98,11 +125,13 @@ static sp_status make_plan(sp_planned *p, sp_err *err) {
 
 static int run(sp_planned *p) {
     sp_err err = {0};
-    if (!p->config.nodes) {
-        fprintf(stderr, "superpod: plan wants --nodes, as 2x8xH100-80G or CPU-64G\n");
+    if (!p->config.nodes && !sp_dev_is_plugin(p->config.backend)) {
+        fprintf(stderr,
+                "superpod: plan wants --nodes, as 2x8xH100-80G or CPU-64G, or --device cuda "
+                "for the GPUs of this machine\n");
         return SP_EXIT_USAGE;
     }
-    sp_status st = sp_hardware_parse(&p->hw, p->config.nodes, &err);
+    sp_status st = read_device(p, &err);
     if (st == SP_OK) st = read_model(p, &err);
     if (st == SP_OK) st = make_plan(p, &err);
     if (st != SP_OK)

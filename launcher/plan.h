@@ -1,5 +1,6 @@
 /* launcher/plan.h - `superpod plan`: what would go where, whether it fits and how fast a step would
- * be, before anything is loaded. Touches no device; config.json alone is enough.
+ * be, before anything is loaded. Opens no device; config.json alone is enough. With --device and no
+ * --nodes the GPUs of this machine are asked what they are.
  *
  * The bytes are those of runtime/model/plan.h, which `serve` computes too; pools lie on the nodes
  * as launcher/fit.h says. The step time is a lower bound from the device's data sheet: per stage

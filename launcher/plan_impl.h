@@ -17,9 +17,15 @@ typedef struct sp_planned {
     const sp_arch *arch;
     sp_model_dir *tensors; /* NULL: config.json alone */
     sp_pools pools;
+    sp_device device; /* of GPUs; its ops may not be known */
     sp_fit fit;
     sp_fit_pool *pool; /* owned [pools.n] */
 } sp_planned;
+
+/** The device's data sheet is known: times can be predicted. */
+static inline bool sp_plan_is_timed(const sp_planned *p) {
+    return p->hw.kind.bandwidth_gbs > 0;
+}
 
 /** How many nodes the ranks of a stage lie on, in a group that begins at rank `first` of the pod. */
 int32_t sp_plan_stage_nodes(const sp_planned *p, int32_t pool, int32_t first, int32_t stage);

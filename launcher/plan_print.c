@@ -69,6 +69,11 @@ static void print_times(const sp_planned *p, int32_t pool) {
     const sp_device_kind *k = &p->hw.kind;
     const sp_pool_role role = p->pools.at[pool].role;
     const int32_t batches[] = {1, plan->max_num_seqs};
+    if (!sp_plan_is_timed(p)) {
+        puts("no times are predicted: the data sheet of this device is not known (--nodes has "
+             "some)");
+        return;
+    }
     printf("predicted at best (%g GB/s, %g TFLOP/s a device%s), context %d:\n", k->bandwidth_gbs,
            k->peak_tflops, k->is_cpu ? ", assumed" : "", SP_PLAN_CONTEXT);
     if (p->pools.given && role != SP_POOL_DECODE) {
@@ -107,7 +112,7 @@ static void print_pool(const sp_planned *p, int32_t pool, int32_t first_group) {
 }
 
 static void print_balance(const sp_planned *p) {
-    double times = sp_plan_balance(p);
+    double times = sp_plan_is_timed(p) ? sp_plan_balance(p) : 0;
     if (times <= 0) return;
     printf(
         "\npools are equally busy at best when prompts are %.1f times as long as answers: longer "
@@ -123,6 +128,9 @@ void sp_plan_print_table(const sp_planned *p) {
     printf("%s on %d x %d %s: %s%s\n\n", p->config.model, (int)p->hw.n_nodes, (int)p->hw.n_devices,
            p->hw.kind.name, shape,
            p->pools.given || plan->exact ? "" : " (this tp does not give the bits of tp 1)");
+    if (p->fit.device && !p->device.ops)
+        puts("weights count as the checkpoint has them: how a GPU packs them is not known without "
+             "superpod_cuda.so (make cuda) or superpod_cuda_emu.so (make emu)\n");
     printf("%4s %4s ", "rank", "node");
     if (p->pools.given) printf("%5s %-10s ", "group", "pool");
     printf("%5s %3s %9s %5s %3s %11s %11s %11s %10s\n", "stage", "tp", "layers", "heads", "kv",
@@ -180,7 +188,8 @@ static void put_rank(const sp_planned *p, int32_t rank, sp_jw *w) {
     sp_jw_object(w);
     for (size_t i = 0; i < SP_LEN(rows); i++) put_int(w, rows[i].key, rows[i].value);
     sp_jw_key(w, "pool"), sp_jw_str(w, p->pools.at[r.pool].name);
-    put_number(w, "stage_ms", sp_plan_stage_seconds(p, r.pool, r.stage, 1, 1) * 1e3);
+    if (sp_plan_is_timed(p))
+        put_number(w, "stage_ms", sp_plan_stage_seconds(p, r.pool, r.stage, 1, 1) * 1e3);
     sp_jw_object_end(w);
 }
 
@@ -206,8 +215,10 @@ static void put_plan(const sp_planned *p, int32_t pool, sp_jw *w) {
     put_int(w, "n_blocks", plan->n_blocks);
     put_number(w, "max_concurrency", plan->max_concurrency);
     sp_jw_key(w, "predicted"), sp_jw_array(w);
-    put_decode(p, pool, 1, w);
-    put_decode(p, pool, plan->max_num_seqs, w);
+    if (sp_plan_is_timed(p)) {
+        put_decode(p, pool, 1, w);
+        put_decode(p, pool, plan->max_num_seqs, w);
+    }
     sp_jw_array_end(w);
 }
 
@@ -230,14 +241,16 @@ static void put_group(const sp_planned *p, int32_t group, sp_jw *w) {
 
 static void put_pool(const sp_planned *p, int32_t pool, int32_t first_group, sp_jw *w) {
     const sp_pool_spec *s = &p->pools.at[pool];
-    sp_step_time t = sp_plan_prefill_time(p, pool);
     sp_jw_object(w);
     sp_jw_key(w, "name"), sp_jw_str(w, s->name);
     sp_jw_key(w, "role"), sp_jw_str(w, sp_pool_role_name(s->role));
     put_int(w, "replicas", s->replicas);
     put_plan(p, pool, w);
-    put_number(w, "chunk_ms", t.ms);
-    put_number(w, "prompt_tok_per_s", t.tok_per_s);
+    if (sp_plan_is_timed(p)) {
+        sp_step_time t = sp_plan_prefill_time(p, pool);
+        put_number(w, "chunk_ms", t.ms);
+        put_number(w, "prompt_tok_per_s", t.tok_per_s);
+    }
     sp_jw_key(w, "groups"), sp_jw_array(w);
     for (int32_t g = 0; g < s->replicas; g++) put_group(p, first_group + g, w);
     sp_jw_array_end(w);
@@ -251,6 +264,7 @@ void sp_plan_print_json(const sp_planned *p) {
     sp_jw_object(&w);
     sp_jw_key(&w, "model"), sp_jw_str(&w, p->config.model);
     sp_jw_key(&w, "device"), sp_jw_str(&w, p->hw.kind.name);
+    sp_jw_key(&w, "packing_known"), sp_jw_bool(&w, !p->fit.device || p->device.ops);
     put_int(&w, "nodes", p->hw.n_nodes);
     put_int(&w, "devices_per_node", p->hw.n_devices);
     sp_jw_key(&w, "fits"), sp_jw_bool(&w, true);
@@ -262,7 +276,7 @@ void sp_plan_print_json(const sp_planned *p) {
     for (int32_t i = 0, group = 0; i < p->pools.n; group += p->pools.at[i++].replicas)
         put_pool(p, i, group, &w);
     sp_jw_array_end(&w);
-    double balance = sp_plan_balance(p);
+    double balance = sp_plan_is_timed(p) ? sp_plan_balance(p) : 0;
     if (balance > 0) put_number(&w, "balanced_prompt_per_answer", balance);
     sp_jw_object_end(&w);
     printf("%s\n", text.ptr);

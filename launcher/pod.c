@@ -45,9 +45,10 @@ static sp_status make_form(const sp_pod *p, sp_form *f, sp_err *err) {
                    .timeout_ms = 60000,
                    .pin = c->pin,
                    .log_json = strcmp(c->log_format, "json") == 0,
-                   .null_model = c->null_model};
+                   .null_model = c->null_model,
+                   .fast = p->model->device.fast};
     snprintf(f->model_dir, sizeof f->model_dir, "%s", p->model->dir);
-    snprintf(f->backend, sizeof f->backend, "%s", c->backend);
+    snprintf(f->backend, sizeof f->backend, "%s", p->model->device.backend);
     snprintf(f->kv_dtype, sizeof f->kv_dtype, "%s", c->kv_cache_dtype);
     snprintf(f->log_level, sizeof f->log_level, "%s", c->log_level);
     snprintf(f->collectives, sizeof f->collectives, "%s", c->collectives);

@@ -3,6 +3,7 @@
 #include "launcher/boot.h"
 #include "launcher/build_id.h"
 #include "launcher/bytes_text.h"
+#include "launcher/device_groups.h"
 #include "launcher/faults.h"
 #include "launcher/fingerprint.h"
 #include "launcher/form.h"
@@ -14,7 +15,7 @@
 #include "runtime/base/mem.h"
 #include "runtime/engine/rehearsal.h"
 #include "runtime/engine/stage.h"
-#include "runtime/model/forward.h"
+#include "runtime/model/forward_ahead.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -43,6 +44,7 @@ typedef struct rank {
     sp_part part;
     sp_model_dir *dir;
     sp_groups *groups;
+    sp_group_watch *watch; /* where the groups are the device's */
     sp_rank_kv *kv; /* NULL: there is one group and no secret, nobody else reads its blocks */
     sp_dev dev;
     sp_forward *forward;
@@ -179,6 +181,15 @@ static sp_status read_model(rank *r, sp_err *err) {
                       (int32_t)f->rank / tp, (int32_t)f->rank % tp, err);
 }
 
+static void say_numerics(char out[SP_NUMERICS_BYTES], const sp_form *f, sp_dtype kv_dtype) {
+    const sp_numerics_of of = {.null_model = f->null_model,
+                               .fast = f->fast,
+                               .kv_dtype = kv_dtype,
+                               .backend = f->backend,
+                               .tp = (int32_t)f->tp};
+    sp_numerics(out, &of);
+}
+
 /* With other groups in the pod, or a secret that other pods have too, the KV memory is one that they
  * may read. */
 static sp_status open_kv(rank *r, sp_address *own, sp_err *err) {
@@ -192,7 +203,7 @@ static sp_status open_kv(rank *r, sp_address *own, sp_err *err) {
                             .numerics = numerics,
                             .link = r->link};
     SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kc.kv_dtype, err));
-    sp_numerics(numerics, false, kc.kv_dtype, (int32_t)f->tp);
+    say_numerics(numerics, f, kc.kv_dtype);
     SP_TRY(sp_rank_kv_open(&r->kv, &kc, err));
     snprintf(own->kv, sizeof own->kv, "%s", sp_rank_kv_address(r->kv));
     return SP_OK;
@@ -205,10 +216,51 @@ static sp_status connect_kv(rank *r, const sp_address *peers, sp_err *err) {
     return sp_rank_kv_connect(r->kv, addresses, err);
 }
 
-static sp_status join_groups(rank *r, sp_err *err) {
+/* Groups of a device are opened on its stream. */
+static sp_status open_device(rank *r, sp_err *err) {
     const sp_form *f = &r->form;
+    sp_dev_config dc = {.backend = f->backend,
+                        .index = sp_device_index(f->backend, (int)f->local_rank),
+                        .n_threads = r->threads,
+                        .pin_threads = f->pin,
+                        .fast = f->fast};
+    return f->null_model ? SP_OK : sp_dev_open(&r->dev, &dc, err);
+}
+
+static sp_status prepare_groups(rank *r, sp_address *own, sp_err *err) {
+    sp_groups_config gc = {.hidden = r->desc.hidden,
+                           .vocab = r->desc.vocab,
+                           .crowded = r->crowded,
+                           .fast = r->form.fast};
+    if (r->dev.ops && !r->dev.ops->host_memory) {
+        const sp_dev_plugin *p;
+        SP_TRY(sp_dev_plugin_open(&p, r->form.backend, err));
+        gc.dev = &r->dev;
+        gc.dev_groups = p->groups;
+    }
+    return sp_groups_prepare(&r->groups, &r->form, &gc, own, err);
+}
+
+static bool head_is_gone(void *ctx) {
+    const rank *r = ctx;
+    return sp_link_is_over(r->link);
+}
+
+static sp_status connect_groups(rank *r, const sp_address *peers, sp_err *err) {
+    const sp_group_wait wait = {
+        .deadline_ns = sp_now_ns() + GROUP_TIMEOUT_NS, .gave_up = head_is_gone, .ctx = r};
+    sp_status st = sp_groups_connect(r->groups, peers, &wait, err);
+    if (st == SP_E_CANCELED) return SP_FAIL(err, SP_E_CLOSED, "the head is gone");
+    SP_TRY(st);
+    const char *words = sp_groups_device_words(r->groups);
+    if (!words) return SP_OK;
+    if (r->form.first + r->form.rank == 0) sp_info("groups by %s", words);
+    return sp_group_watch_start(&r->watch, r->link, r->groups, err);
+}
+
+static sp_status join_groups(rank *r, sp_err *err) {
     sp_address own;
-    SP_TRY(sp_groups_prepare(&r->groups, f, r->desc.hidden, r->desc.vocab, r->crowded, &own, err));
+    SP_TRY(prepare_groups(r, &own, err));
     SP_TRY(open_kv(r, &own, err));
     sp_buf text;
     sp_buf_init(&text, 0);
@@ -220,11 +272,11 @@ static sp_status join_groups(rank *r, sp_err *err) {
     sp_slice word = {0};
     if (st == SP_OK) st = wait_word(r, SP_FRAME_PEERS, &word, err);
     if (st != SP_OK) return st;
-    int n = (int)f->ranks;
+    int n = (int)r->form.ranks;
     sp_address *peers = sp_try_alloc_array((size_t)n, sizeof *peers);
     if (!peers) return SP_FAIL(err, SP_E_NOMEM, "no memory for %d addresses", n);
     st = sp_peers_read(peers, n, word, err);
-    if (st == SP_OK) st = sp_groups_connect(r->groups, peers, sp_now_ns() + GROUP_TIMEOUT_NS, err);
+    if (st == SP_OK) st = connect_groups(r, peers, err);
     if (st == SP_OK) st = connect_kv(r, peers, err);
     sp_free(peers);
     return st;
@@ -234,8 +286,6 @@ static sp_status join_groups(rank *r, sp_err *err) {
 
 static sp_status load_weights(rank *r, sp_dtype kv_dtype, sp_err *err) {
     const sp_form *f = &r->form;
-    sp_dev_config dc = {.backend = f->backend, .n_threads = r->threads, .pin_threads = f->pin};
-    SP_TRY(sp_dev_open(&r->dev, &dc, err));
     sp_forward_config fc = {
         .max_tokens = (int32_t)f->max_batched_tokens,
         .max_rows = (int32_t)f->max_step_rows,
@@ -243,13 +293,17 @@ static sp_status load_weights(rank *r, sp_dtype kv_dtype, sp_err *err) {
         .block_tokens = (int32_t)f->block_tokens,
         .n_blocks = (int32_t)f->n_blocks,
         .kv_dtype = kv_dtype,
+        .n_slots = (int32_t)f->max_num_seqs,
         .part = r->part,
         .tp = sp_groups_tp(r->groups),
         .pp = sp_groups_pp(r->groups),
     };
-    if (r->kv) fc.kv_memory = sp_rank_kv_memory(r->kv, &fc.kv_memory_bytes);
-    return sp_forward_open(&r->forward, &r->dev, r->dir, &r->desc, r->arch, &fc, on_progress, r,
-                           err);
+    if (r->kv && r->dev.ops->host_memory)
+        fc.kv_memory = sp_rank_kv_memory(r->kv, &fc.kv_memory_bytes);
+    SP_TRY(
+        sp_forward_open(&r->forward, &r->dev, r->dir, &r->desc, r->arch, &fc, on_progress, r, err));
+    if (!r->kv || r->dev.ops->host_memory) return SP_OK;
+    return sp_rank_kv_mirror(r->kv, &r->dev, r->forward->kv, err);
 }
 
 static sp_status load(rank *r, sp_err *err) {
@@ -274,6 +328,36 @@ static sp_status forward_step(void *ctx, const sp_batch *b, const float **logits
     return sp_forward_run(ctx, b, logits, err);
 }
 
+static sp_status submit_step(void *ctx, const sp_batch *b, const sp_draw_args *draws, sp_err *err) {
+    return sp_forward_submit(ctx, b, draws, err);
+}
+static sp_status finish_step(void *ctx, int64_t deadline_ns, const sp_drawn **drawn, sp_err *err) {
+    return sp_forward_finish(ctx, deadline_ns, drawn, err);
+}
+static void rest(void *ctx) {
+    const sp_forward *f = ctx;
+    if (f->dev->ops->rest) f->dev->ops->rest(f->dev);
+}
+
+static void times(void *ctx, sp_wire_times *out) {
+    const sp_forward *f = ctx;
+    sp_dev_times t;
+    f->dev->ops->times(f->dev, &t);
+    *out = (sp_wire_times){t.busy_ns, t.idle_ns};
+}
+
+/* A device that draws for itself is given steps before it has ended others; what waits for the host or
+ * for other stages is run one by one (runtime/model/forward_ahead.h). */
+static sp_stage_model model_of(rank *r) {
+    if (r->form.null_model) return sp_rehearsal_callbacks(r->rehearsal);
+    sp_stage_model m = {.forward = forward_step, .rest = rest, .ctx = r->forward};
+    if (r->dev.ops->times) m.times = times;
+    if (!sp_forward_runs_ahead(r->forward)) return m;
+    m.submit = submit_step;
+    m.finish = finish_step;
+    return m;
+}
+
 static sp_status make_stage(rank *r, sp_err *err) {
     const sp_form *f = &r->form;
     sp_stage_config sc = {
@@ -295,10 +379,9 @@ static sp_status make_stage(rank *r, sp_err *err) {
     sp_dtype kv_dtype = SP_DTYPE_F32;
     SP_TRY(sp_kv_dtype_parse(f->kv_dtype, &kv_dtype, err));
     snprintf(sc.offer.kv_dtype, sizeof sc.offer.kv_dtype, "%s", sp_dtype_name(kv_dtype));
-    sp_numerics((char *)sc.offer.numerics, f->null_model, kv_dtype, (int32_t)f->tp);
+    say_numerics((char *)sc.offer.numerics, f, kv_dtype);
     if (r->kv) sc.kvx = sp_rank_kv_callbacks(r->kv);
-    sp_stage_model model = {.forward = forward_step, .ctx = r->forward};
-    if (f->null_model) model = sp_rehearsal_callbacks(r->rehearsal);
+    const sp_stage_model model = model_of(r);
     return sp_stage_create(&r->stage, &sc, r->link, &model, err);
 }
 
@@ -313,6 +396,10 @@ static sp_status become_what_is_formed(rank *r, sp_err *err) {
     settle_cores(r);
     sp_status st = read_model(r, err);
     r->refused = st != SP_OK;
+    if (st == SP_OK) {
+        st = open_device(r, err);
+        r->refused = st != SP_OK && st != SP_E_DEVICE;
+    }
     if (st == SP_OK) {
         st = join_groups(r, err);
         r->refused = st == SP_E_INVALID || st == SP_E_UNSUPPORTED;
@@ -338,14 +425,18 @@ static bool is_over(rank *r) {
     }
 }
 
-static void close_rank(rank *r) {
+/* After a fault a device may wait for a neighbour, and who frees its memory would wait for it: its
+ * groups are aborted before, and closed before the device is. */
+static void close_rank(rank *r, bool failed) {
+    sp_group_watch_stop(r->watch);
     sp_stage_destroy(r->stage);
     sp_rank_kv_end_pulls(r->kv);
+    if (r->groups && failed) sp_groups_abort(r->groups);
+    sp_groups_close(r->groups);
     sp_forward_close(r->forward);
     sp_rehearsal_destroy(r->rehearsal);
     if (r->dev.ops) sp_dev_close(&r->dev);
     sp_rank_kv_close(r->kv);
-    sp_groups_close(r->groups);
     sp_model_dir_close(r->dir);
     if (r->link) sp_link_close(r->link);
 }
@@ -371,10 +462,11 @@ int sp_rank(int argc, char **argv) {
     explicit_bzero(&boot.token, sizeof boot.token);
     if (st == SP_OK) st = become_what_is_formed(&r, &err);
     if (st == SP_OK) st = sp_stage_run(r.stage, &err);
-    if (st == SP_E_PEER_LOST && r.stage && is_over(&r)) st = SP_OK;
+    const bool failed = st != SP_OK && st != SP_E_CLOSED;
+    if ((st == SP_E_PEER_LOST || st == SP_E_CANCELED) && r.stage && is_over(&r)) st = SP_OK;
     if (st != SP_OK && st != SP_E_CLOSED)
         fprintf(stderr, "superpod: rank %d: %s\n", (int)(r.form.first + r.form.rank), err.text);
-    close_rank(&r);
+    close_rank(&r, failed);
     sp_faults_tell();
     return exit_code(&r, st);
 }

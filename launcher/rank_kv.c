@@ -24,6 +24,7 @@ struct sp_rank_kv {
     sp_kv_leases *leases;
     sp_kvx_region *region;
     sp_kv_port *port;
+    sp_kv_mirror *mirror; /* of a device's blocks */
     char address[SP_KVX_ADDRESS_BYTES];
 };
 
@@ -129,17 +130,38 @@ sp_status sp_rank_kv_connect(sp_rank_kv *k, const char *const *addresses, sp_err
     return st;
 }
 
+sp_status sp_rank_kv_mirror(sp_rank_kv *k, sp_dev *dev, unsigned char *blocks, sp_err *err) {
+    sp_kv_mirror_config c = {.dev = dev,
+                             .there = blocks,
+                             .block_bytes = k->layout.block_bytes,
+                             .n_blocks = (int32_t)k->config.form->n_blocks};
+    c.here = sp_kvx_region_memory(k->region, &c.here_bytes);
+    SP_TRY(sp_kv_mirror_open(&k->mirror, &c, err));
+    sp_kv_port_set_mirror(k->port, k->mirror);
+    sp_info("KV blocks that others read are copied by way of %zu MiB of the host%s",
+            (size_t)c.n_blocks * c.block_bytes >> 20,
+            sp_kv_mirror_is_locked(k->mirror) ? "" : ", whose pages cannot be locked: slower");
+    return SP_OK;
+}
+
 const sp_stage_kvx *sp_rank_kv_callbacks(const sp_rank_kv *k) {
     return k->port ? sp_kv_port_callbacks(k->port) : NULL;
 }
 
-void sp_rank_kv_end_pulls(sp_rank_kv *k) {
-    if (!k || !k->port) return;
+static void end_port(sp_rank_kv *k) {
+    if (!k->port) return;
     if (sp_kv_port_failed_notices(k->port))
         sp_info("%llu renewals and returns of leases did not reach the other pod",
                 (unsigned long long)sp_kv_port_failed_notices(k->port));
     sp_kv_port_close(k->port);
     k->port = NULL;
+}
+
+void sp_rank_kv_end_pulls(sp_rank_kv *k) {
+    if (!k) return;
+    end_port(k);
+    sp_kv_mirror_close(k->mirror);
+    k->mirror = NULL;
 }
 
 void sp_rank_kv_close(sp_rank_kv *k) {

@@ -29,12 +29,16 @@ typedef struct sp_rank_kv_config {
 /** Owner:  caller, sp_rank_kv_close(), after stage and forward pass, before the link.
  * Errors: SP_E_INVALID in the form; SP_E_NOMEM; SP_E_IO. */
 SP_NODISCARD sp_status sp_rank_kv_open(sp_rank_kv **out, const sp_rank_kv_config *c, sp_err *err);
-/** For the forward pass to write to. */
+/** For the forward pass to write to, where its device works in memory of the host. */
 void *sp_rank_kv_memory(const sp_rank_kv *k, size_t *bytes);
 /** Where others read it, for ADDRESS. Borrowed. */
 const char *sp_rank_kv_address(const sp_rank_kv *k);
 /** `addresses` of all ranks of the pod, in order; for the call. Errors: as sp_kv_port_open(). */
 SP_NODISCARD sp_status sp_rank_kv_connect(sp_rank_kv *k, const char *const *addresses, sp_err *err);
+/** Else: after connect, before the first frame. `blocks` of the device, which is borrowed with them
+ * until sp_rank_kv_end_pulls(). Errors: as sp_kv_mirror_open(). */
+SP_NODISCARD sp_status sp_rank_kv_mirror(sp_rank_kv *k, sp_dev *dev, unsigned char *blocks,
+                                         sp_err *err);
 /** NULL before connect. Borrowed. */
 const sp_stage_kvx *sp_rank_kv_callbacks(const sp_rank_kv *k);
 /** Ends pulls: before the forward pass lets go of anything. */

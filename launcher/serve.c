@@ -45,9 +45,9 @@ static const char *missing(const sp_config *c) {
     if (strcmp(c->role, "auto") != 0 && strcmp(c->role, "head") != 0 &&
         strcmp(c->role, "worker") != 0)
         return "option 'role': want auto, head or worker";
-    if (strcmp(c->collectives, "auto") != 0 && strcmp(c->collectives, "shm") != 0 &&
-        strcmp(c->collectives, "ucx") != 0)
-        return "option 'collectives': want auto, shm or ucx";
+    if (strcmp(c->collectives, "auto") != 0 && strcmp(c->collectives, "nccl") != 0 &&
+        strcmp(c->collectives, "shm") != 0 && strcmp(c->collectives, "ucx") != 0)
+        return "option 'collectives': want auto, nccl, shm or ucx";
     if (strcmp(c->preflight, "warn") != 0 && strcmp(c->preflight, "strict") != 0 &&
         strcmp(c->preflight, "off") != 0)
         return "option 'preflight': want warn, strict or off";
@@ -94,16 +94,26 @@ static int ranks_on_node(const sp_config *c, int n, const sp_place *p) {
     return share < 1 ? 1 : share > n ? n : share;
 }
 
-/* A pod of pools that wants more memory than there is: which pools would do. The model was read
- * without a fault a moment ago. */
+#define EMULATED_MOST 8 /* each rank emulates its own: as many as a node of GPUs has */
+static int32_t devices_of(const sp_device *d) {
+    return strcmp(d->backend, "emu") == 0 ? EMULATED_MOST : d->n_devices;
+}
+
+/* A pod of pools that wants more memory than there is: which pools would do; likewise a group on
+ * GPUs, where more ranks have more memory. The model was read without a fault a moment ago. */
 static void say_what_would_fit(const sp_config *c, sp_err *err) {
     sp_pools pools;
     sp_model_desc desc;
     char *dir = NULL;
     sp_model_dir *tensors = NULL;
-    sp_fit fit = {.shared = true, .n_nodes = 1};
-    bool known = sp_pools_of(&pools, c, NULL) == SP_OK && pools.given &&
-                 sp_model_resolve(&dir, c->model, NULL) == SP_OK &&
+    sp_device device;
+    if (c->null_model || sp_pools_of(&pools, c, NULL) != SP_OK ||
+        sp_model_device(&device, c, &pools, NULL) != SP_OK)
+        return;
+    const bool gpu = device.own_memory;
+    sp_fit fit = {.shared = !gpu, .device = gpu ? &device : NULL, .n_nodes = 1};
+    /* Of one group alone on the CPU the plan's own words say all: ranks share what the node has. */
+    bool known = (pools.given || gpu) && sp_model_resolve(&dir, c->model, NULL) == SP_OK &&
                  sp_model_desc_load(&desc, dir, NULL) == SP_OK;
     const sp_arch *arch;
     if (known && sp_arch_find(&arch, &desc, NULL) == SP_OK &&
@@ -112,7 +122,7 @@ static void say_what_would_fit(const sp_config *c, sp_err *err) {
         sp_memory_read(&fit.memory, "", NULL) == SP_OK) {
         int32_t here = c->ranks_on_node ? c->ranks_on_node : sp_pools_ranks(&pools);
         fit.wish.packed = sp_dev_cpu.packed_bytes;
-        fit.n_devices = here;
+        fit.n_devices = gpu ? devices_of(&device) : here;
         fit.n_nodes = (sp_pools_ranks(&pools) + here - 1) / here;
         sp_fit_say_other(&fit, &pools, err);
     }
@@ -151,6 +161,7 @@ static int start(sp_config *config, int argc, char **argv) {
         sp_pools pools;
         if (sp_pools_of(&pools, config, &err) != SP_OK) return refuse(&err);
         config->ranks_on_node = ranks_on_node(config, sp_pools_ranks(&pools), &place);
+        config->ranks_here = config->ranks_on_node / (place.local_size > 0 ? place.local_size : 1);
         int code = prove(config, &place);
         if (code != SP_EXIT_OK) return code;
     }

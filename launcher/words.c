@@ -72,42 +72,50 @@ typedef struct address_text { /* as it travels */
     char share[64];
     char ucx[2 * SP_UCX_ADDRESS_MAX + 1];
     char kv[SP_KV_ADDRESS_BYTES];
+    char tp_id[2 * SP_DEV_GROUP_ID_BYTES + 1];
+    char pp_id[2 * SP_DEV_GROUP_ID_BYTES + 1];
 } address_text;
 static const sp_flat_row address_rows[] = {
-    SP_FLAT_TEXT_ROW(address_text, share),
-    SP_FLAT_TEXT_ROW(address_text, ucx),
-    SP_FLAT_TEXT_ROW(address_text, kv),
+    SP_FLAT_TEXT_ROW(address_text, share), SP_FLAT_TEXT_ROW(address_text, ucx),
+    SP_FLAT_TEXT_ROW(address_text, kv),    SP_FLAT_TEXT_ROW(address_text, tp_id),
+    SP_FLAT_TEXT_ROW(address_text, pp_id),
 };
 
 void sp_address_write(const sp_address *a, sp_buf *out) {
-    static const char digits[] = "0123456789abcdef";
     address_text t = {.share = ""};
     memcpy(t.share, a->share, sizeof t.share);
     memcpy(t.kv, a->kv, sizeof t.kv);
-    for (size_t i = 0; i < a->ucx_bytes; i++) {
-        t.ucx[2 * i] = digits[a->ucx[i] >> 4];
-        t.ucx[2 * i + 1] = digits[a->ucx[i] & 15];
-    }
+    sp_hex_write(t.ucx, a->ucx, a->ucx_bytes);
+    if (a->tp.is) sp_hex_write(t.tp_id, a->tp.id.bytes, sizeof a->tp.id.bytes);
+    if (a->pp.is) sp_hex_write(t.pp_id, a->pp.id.bytes, sizeof a->pp.id.bytes);
     sp_jw w = sp_jw_on(out);
     sp_flat_write(&t, address_rows, SP_LEN(address_rows), &w);
 }
 
-static int nibble(char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+/* Of text that fits into `out`. */
+static sp_status get_hex(const char *key, const char *text, unsigned char *out, sp_err *err) {
+    if (strlen(text) % 2 != 0)
+        return SP_FAIL(err, SP_E_INVALID, "%s: an odd number of digits", key);
+    if (sp_hex_read(out, strlen(text) / 2, text) == SP_OK) return SP_OK;
+    return SP_FAIL(err, SP_E_INVALID, "%s: want hexadecimal digits, got '%.8s...'", key, text);
+}
+
+static sp_status get_id(const char *key, const char *text, sp_device_group *out, sp_err *err) {
+    const size_t n = strlen(text);
+    out->is = n > 0;
+    if (n != 0 && n != 2 * SP_DEV_GROUP_ID_BYTES)
+        return SP_FAIL(err, SP_E_INVALID, "%s: want %d digits or none, got %zu", key,
+                       2 * SP_DEV_GROUP_ID_BYTES, n);
+    return get_hex(key, text, out->id.bytes, err);
 }
 
 static sp_status address_of(sp_address *out, const address_text *t, sp_err *err) {
     sp_address a = {.ucx_bytes = strlen(t->ucx) / 2};
-    if (strlen(t->ucx) % 2 != 0) return SP_FAIL(err, SP_E_INVALID, "ucx: an odd number of digits");
     memcpy(a.share, t->share, sizeof a.share);
     memcpy(a.kv, t->kv, sizeof a.kv);
-    for (size_t i = 0; i < a.ucx_bytes; i++) {
-        int high = nibble(t->ucx[2 * i]), low = nibble(t->ucx[2 * i + 1]);
-        if (high < 0 || low < 0)
-            return SP_FAIL(err, SP_E_INVALID, "ucx: want hexadecimal digits, got '%.8s'",
-                           t->ucx + 2 * i);
-        a.ucx[i] = (unsigned char)(high << 4 | low);
-    }
+    SP_TRY(get_hex("ucx", t->ucx, a.ucx, err));
+    SP_TRY(get_id("tp_id", t->tp_id, &a.tp, err));
+    SP_TRY(get_id("pp_id", t->pp_id, &a.pp, err));
     *out = a;
     return SP_OK;
 }

@@ -6,6 +6,7 @@
  * Thread: plain data. */
 #pragma once
 
+#include "comm/group_dev.h"
 #include "runtime/base/json.h"
 
 #define SP_POD_RANKS_MAX 512
@@ -37,12 +38,19 @@ typedef struct sp_welcome {
     bool log_json;
 } sp_welcome;
 
+/** The name of a group of devices, which its member 0 made. */
+typedef struct sp_device_group {
+    bool is; /* false: it made none */
+    sp_dev_group_id id;
+} sp_device_group;
+
 /** Where a rank's neighbours reach it. */
 typedef struct sp_address {
     char share[64]; /* sp_share_name(), "": it shares nothing */
     size_t ucx_bytes;
     unsigned char ucx[SP_UCX_ADDRESS_MAX];
     char kv[SP_KV_ADDRESS_BYTES]; /* where its KV blocks can be read; "": nowhere */
+    sp_device_group tp, pp;       /* of which it is member 0 */
 } sp_address;
 
 /** An agent's STATUS: how one of its ranks ended. */

@@ -14,7 +14,10 @@ runtime/base      runtime/base
 runtime/format    runtime/base runtime/format
 runtime/text      runtime/base runtime/text
 kernels           runtime/base kernels
+kernels/cuda/cuda_groups.c runtime/base kernels comm/group_dev.h comm/group_nccl.h
 comm              runtime/base comm kernels/dev.h
+comm/group_nccl.c runtime/base comm kernels/dev.h kernels/cuda/kernels.h kernels/cuda/nccl_api.h
+comm/group_nccl.h runtime/base comm kernels/dev.h kernels/cuda/nccl_api.h
 runtime/model     runtime/base runtime/format kernels comm runtime/model
 runtime/kv        runtime/base kernels comm runtime/kv
 runtime/gen       runtime/base runtime/text kernels runtime/gen

@@ -35,15 +35,24 @@ void pod_wait_state(pod *p, sp_engine_state want) {
     }
 }
 
-void pod_start(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed) {
+static void start_one(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed,
+                      bool ahead) {
     sp_wire_ready offer = sp_fake_offer(c->n_vocab, n_blocks, c->block_tokens);
     p->config = *c;
     p->shape = NULL;
-    sp_fake_rank_start(&p->rank, &offer, c->eos_ids, c->n_eos_ids, 0, allowed);
+    (ahead ? sp_fake_rank_start_ahead : sp_fake_rank_start)(&p->rank, &offer, c->eos_ids,
+                                                            c->n_eos_ids, 0, allowed);
     sp_err err = {0};
     CU_ASSERT_EQUAL_FATAL(sp_engine_create(&p->engine, c, p->rank.fan, &err), SP_OK);
     CU_ASSERT_EQUAL_FATAL(sp_engine_start(p->engine, &err), SP_OK);
     pod_wait_state(p, SP_ENGINE_READY);
+}
+
+void pod_start(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed) {
+    start_one(p, c, n_blocks, allowed, false);
+}
+void pod_start_ahead(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed) {
+    start_one(p, c, n_blocks, allowed, true);
 }
 
 /* ---- more ranks ---- */

@@ -41,6 +41,8 @@ typedef struct pod {
 sp_engine_config pod_config(void);
 /** Starts both threads and waits until the engine is ready. `allowed`: see sp_fake_rank_allow(). */
 void pod_start(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed);
+/** The same with a rank whose device draws, and runs ahead of it. */
+void pod_start_ahead(pod *p, const sp_engine_config *c, int32_t n_blocks, int allowed);
 /** The same over `tp` x `pp` ranks; rank (stage, tp_rank) is link stage * tp + tp_rank. Sets what
  * the configuration says of stages and sampler. */
 void pod_start_shape(pod *p, sp_engine_config c, int32_t n_blocks, int allowed, int tp, int pp);

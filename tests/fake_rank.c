@@ -20,9 +20,7 @@ sp_wire_ready sp_fake_offer(int32_t n_vocab, int32_t n_blocks, int32_t block_tok
                            .kv_dtype = "f32"};
 }
 
-static sp_status gated_forward(void *ctx, const sp_batch *batch, const float **logits,
-                               sp_err *err) {
-    sp_fake_rank *r = ctx;
+static sp_status pass_gate(sp_fake_rank *r, sp_err *err) {
     pthread_mutex_lock(&r->lock);
     int number = ++r->n_steps;
     pthread_cond_broadcast(&r->changed);
@@ -30,8 +28,27 @@ static sp_status gated_forward(void *ctx, const sp_batch *batch, const float **l
     if (r->allowed > 0) r->allowed--;
     sp_status failure = r->fail_at_step == number ? r->failure : SP_OK;
     pthread_mutex_unlock(&r->lock);
-    if (failure != SP_OK) return SP_FAIL(err, failure, "the test wants it");
+    return failure == SP_OK ? SP_OK : SP_FAIL(err, failure, "the test wants it");
+}
+
+static sp_status gated_forward(void *ctx, const sp_batch *batch, const float **logits,
+                               sp_err *err) {
+    sp_fake_rank *r = ctx;
+    SP_TRY(pass_gate(r, err));
     return r->model.forward(r->model.ctx, batch, logits, err);
+}
+
+static sp_status gated_submit(void *ctx, const sp_batch *batch, const sp_draw_args *draws,
+                              sp_err *err) {
+    sp_fake_rank *r = ctx;
+    SP_TRY(pass_gate(r, err));
+    r->ahead.n_waits = r->n_steps % 3;
+    return r->model.submit(r->model.ctx, batch, draws, err);
+}
+static sp_status finish_ungated(void *ctx, int64_t deadline_ns, const sp_drawn **drawn,
+                                sp_err *err) {
+    sp_fake_rank *r = ctx;
+    return r->model.finish(r->model.ctx, deadline_ns, drawn, err);
 }
 
 static void *rank_main(void *arg) {
@@ -59,6 +76,11 @@ static int32_t gated_token(void *ctx, int32_t row) {
     return r->model.token(r->model.ctx, row);
 }
 
+static void times_ungated(void *ctx, sp_wire_times *out) {
+    sp_fake_rank *r = ctx;
+    r->model.times(r->model.ctx, out);
+}
+
 void sp_fake_rank_open(sp_fake_rank *r, const sp_fake_rank_config *c) {
     memset(r, 0, sizeof *r);
     pthread_mutex_init(&r->lock, NULL);
@@ -79,8 +101,17 @@ void sp_fake_rank_open(sp_fake_rank *r, const sp_fake_rank_config *c) {
         CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&r->null, &nc, &err), SP_OK);
         r->model = sp_null_model_callbacks(r->null);
     }
-    sp_stage_model gated = {
-        .forward = gated_forward, .token = r->model.token ? gated_token : NULL, .ctx = r};
+    r->runs_ahead = c->ahead;
+    if (c->ahead) {
+        sp_fake_ahead_init(&r->ahead, &r->model, &c->offer);
+        r->model = sp_fake_ahead_callbacks(&r->ahead);
+    }
+    sp_stage_model gated = {.forward = gated_forward,
+                            .token = r->model.token ? gated_token : NULL,
+                            .submit = c->ahead ? gated_submit : NULL,
+                            .finish = c->ahead ? finish_ungated : NULL,
+                            .times = c->ahead ? times_ungated : NULL,
+                            .ctx = r};
     sp_stage_config sc = {.offer = c->offer,
                           .eos_ids = c->eos,
                           .n_eos_ids = c->n_eos,
@@ -90,9 +121,10 @@ void sp_fake_rank_open(sp_fake_rank *r, const sp_fake_rank_config *c) {
     CU_ASSERT_EQUAL_FATAL(sp_thread_start(&r->thread, "rank", rank_main, r, &err), SP_OK);
 }
 
-void sp_fake_rank_start(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
-                        int32_t n_eos, int64_t step_ns, int allowed) {
-    sp_fake_rank_config c = {.offer = *offer,
+static void start(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos, int32_t n_eos,
+                  int64_t step_ns, int allowed, bool ahead) {
+    sp_fake_rank_config c = {.ahead = ahead,
+                             .offer = *offer,
                              .eos = eos,
                              .n_eos = n_eos,
                              .step_ns = step_ns,
@@ -105,6 +137,16 @@ void sp_fake_rank_start(sp_fake_rank *r, const sp_wire_ready *offer, const int32
     sp_fake_rank_open(r, &c);
     CU_ASSERT_EQUAL_FATAL(sp_fan_add(fan, r->head, &err), SP_OK);
     r->fan = fan;
+}
+
+void sp_fake_rank_start(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
+                        int32_t n_eos, int64_t step_ns, int allowed) {
+    start(r, offer, eos, n_eos, step_ns, allowed, false);
+}
+
+void sp_fake_rank_start_ahead(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
+                              int32_t n_eos, int64_t step_ns, int allowed) {
+    start(r, offer, eos, n_eos, step_ns, allowed, true);
 }
 
 void sp_fake_rank_allow(sp_fake_rank *r, int steps) {
@@ -137,6 +179,7 @@ void sp_fake_rank_fini(sp_fake_rank *r) {
     sp_fake_rank_join(r);
     if (r->bell >= 0) close(r->bell);
     sp_stage_destroy(r->stage);
+    if (r->runs_ahead) sp_fake_ahead_fini(&r->ahead);
     sp_null_model_destroy(r->null);
     pthread_cond_destroy(&r->changed);
     pthread_mutex_destroy(&r->lock);

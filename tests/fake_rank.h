@@ -10,6 +10,7 @@
 #include "runtime/base/thread.h"
 #include "runtime/engine/null_model.h"
 #include "runtime/engine/stage.h"
+#include "tests/fake_ahead.h"
 
 typedef struct sp_fake_rank {
     sp_fan *fan;   /* the head's side, for an engine, when the rank is alone */
@@ -19,6 +20,8 @@ typedef struct sp_fake_rank {
     sp_stage *stage;
     sp_null_model *null;
     sp_stage_model model; /* the null model's own callbacks, or those given */
+    sp_fake_ahead ahead;  /* over the null model, where asked for */
+    bool runs_ahead;
     void (*gone)(struct sp_fake_rank *r, void *ctx); /* called by the thread when it failed */
     void *gone_ctx;
     sp_thread thread;
@@ -46,6 +49,7 @@ typedef struct sp_fake_rank_config {
     sp_stage_role role;
     const sp_stage_kvx *kvx;     /* borrowed; NULL: none */
     const sp_stage_model *model; /* NULL: a null model of its own; no token() */
+    bool ahead;                  /* the null model as a device that draws */
     void (*gone)(sp_fake_rank *r, void *ctx);
     void *gone_ctx;
 } sp_fake_rank_config;
@@ -54,6 +58,9 @@ void sp_fake_rank_open(sp_fake_rank *r, const sp_fake_rank_config *c);
 /** Starts a rank that is alone, with a fan; fails the test when it cannot. `eos` may be NULL. */
 void sp_fake_rank_start(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
                         int32_t n_eos, int64_t step_ns, int allowed);
+/** The same of a rank whose device draws, one step ahead of it. */
+void sp_fake_rank_start_ahead(sp_fake_rank *r, const sp_wire_ready *offer, const int32_t *eos,
+                              int32_t n_eos, int64_t step_ns, int allowed);
 void sp_fake_rank_allow(sp_fake_rank *r, int steps); /* -1: all from now on */
 void sp_fake_rank_fail_at(sp_fake_rank *r, int step, sp_status failure);
 /** Waits until `n` steps have come to the gate. */

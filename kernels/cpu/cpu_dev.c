@@ -334,8 +334,15 @@ static sp_status cpu_poll(sp_dev *dev, sp_ticket ticket, int64_t deadline_ns, sp
     return sp_fault_status(&((sp_cpu *)dev->impl)->fault, err);
 }
 
+/* Device memory is the host's: copies are made at once, by those who ask for them. */
+static void cpu_copy(sp_dev *dev, void *dst, const void *src, size_t bytes) {
+    (void)dev;
+    memcpy(dst, src, bytes);
+}
+
 const sp_dev_ops sp_dev_cpu = {
     .name = "cpu",
+    .host_memory = true,
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,
@@ -353,4 +360,8 @@ const sp_dev_ops sp_dev_cpu = {
     .gather_rows = cpu_gather_rows,
     .submit = cpu_submit,
     .poll = cpu_poll,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .host_alloc = cpu_alloc,
+    .host_free = cpu_free,
 };

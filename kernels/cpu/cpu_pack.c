@@ -73,9 +73,9 @@ static size_t tile_bytes(int32_t cols, sp_dtype dtype) {
     return (n + 63) / 64 * 64;
 }
 
-size_t sp_cpu_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype) {
+size_t sp_cpu_packed_bytes(int32_t rows, const sp_segments *seg, sp_dtype dtype) {
     const size_t n_tiles = ((size_t)rows + SP_LANES - 1) / SP_LANES;
-    return sizeof(sp_weight) + n_tiles * tile_bytes(cols, dtype);
+    return sizeof(sp_weight) + n_tiles * tile_bytes(seg->edge[seg->n], dtype);
 }
 
 /* Cuts the segments into phases: each ends where the shortest of its active segments does. */

@@ -58,7 +58,7 @@ struct sp_weight {
 void *sp_cpu_mem_take(size_t bytes);
 void sp_cpu_mem_free(void *p, size_t bytes);
 
-size_t sp_cpu_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype);
+size_t sp_cpu_packed_bytes(int32_t rows, const sp_segments *seg, sp_dtype dtype);
 
 /** Turns 16 rows of `n` 32-bit values: value j of every row goes to the 64 bytes at to + j * step.
  * A row that is NULL counts as zeros; rows need no alignment. */

@@ -26,8 +26,9 @@ static void ref_free(sp_dev *dev, void *p, size_t bytes) {
     sp_free(p);
 }
 
-static size_t ref_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype) {
-    return sizeof(sp_weight) + (size_t)rows * (size_t)cols * (size_t)sp_dtype_bits(dtype) / 8;
+static size_t ref_packed_bytes(int32_t rows, const sp_segments *seg, sp_dtype dtype) {
+    return sizeof(sp_weight) +
+           (size_t)rows * (size_t)seg->edge[seg->n] * (size_t)sp_dtype_bits(dtype) / 8;
 }
 
 static sp_status ref_pack(sp_dev *dev, sp_weight **out, const sp_weight_part *parts, int n_parts,
@@ -35,7 +36,7 @@ static sp_status ref_pack(sp_dev *dev, sp_weight **out, const sp_weight_part *pa
     (void)dev;
     int32_t rows;
     SP_TRY(sp_check_parts(parts, n_parts, seg, &rows, err));
-    const size_t size = ref_packed_bytes(rows, parts[0].cols, parts[0].dtype);
+    const size_t size = ref_packed_bytes(rows, seg, parts[0].dtype);
     sp_weight *w = sp_try_alloc(size);
     if (!w) return SP_FAIL(err, SP_E_NOMEM, "no memory for %zu bytes of weights", size);
     *w = (sp_weight){.dtype = parts[0].dtype, .rows = rows, .cols = parts[0].cols, .seg = *seg};
@@ -65,8 +66,15 @@ static sp_status ref_poll(sp_dev *dev, sp_ticket ticket, int64_t deadline_ns, sp
     return sp_fault_status(&((sp_ref *)dev->impl)->fault, err);
 }
 
+/* Device memory is the host's: copies are made at once, by those who ask for them. */
+static void ref_copy(sp_dev *dev, void *dst, const void *src, size_t bytes) {
+    (void)dev;
+    memcpy(dst, src, bytes);
+}
+
 const sp_dev_ops sp_dev_ref = {
     .name = "ref",
+    .host_memory = true,
     .open = ref_open,
     .close = ref_close,
     .alloc = ref_alloc,
@@ -84,4 +92,8 @@ const sp_dev_ops sp_dev_ref = {
     .gather_rows = sp_ref_gather_rows,
     .submit = ref_submit,
     .poll = ref_poll,
+    .upload = ref_copy,
+    .download = ref_copy,
+    .host_alloc = ref_alloc,
+    .host_free = ref_free,
 };

@@ -41,17 +41,24 @@ int sp_dtype_bits(sp_dtype t);
 const char *sp_dtype_name(sp_dtype t);                            /* "BF16" */
 SP_NODISCARD sp_status sp_dtype_parse(sp_slice s, sp_dtype *out); /* the safetensors spelling */
 
-static inline float sp_f32_of_bits(uint32_t u) {
+/* Before what kernels of the cuda backend call too: the same source, the same bits. */
+#ifdef __CUDACC__
+#define SP_BOTH __host__ __device__
+#else
+#define SP_BOTH
+#endif
+
+SP_BOTH static inline float sp_f32_of_bits(uint32_t u) {
     float f;
     memcpy(&f, &u, sizeof f);
     return f;
 }
-static inline uint32_t sp_bits_of_f32(float f) {
+SP_BOTH static inline uint32_t sp_bits_of_f32(float f) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
     return u;
 }
-static inline float sp_f32_of_bf16(uint16_t h) {
+SP_BOTH static inline float sp_f32_of_bf16(uint16_t h) {
     return sp_f32_of_bits((uint32_t)h << 16);
 }
 float sp_f32_of_f16(uint16_t h);  /* exact */

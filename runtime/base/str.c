@@ -163,6 +163,34 @@ const char *sp_format_bytes(char *out, size_t n, uint64_t bytes) {
     return out;
 }
 
+void sp_hex_write(char *out, const void *bytes, size_t n) {
+    static const char digits[] = "0123456789abcdef";
+    const unsigned char *from = bytes;
+    for (size_t i = 0; i < n; i++) {
+        out[2 * i] = digits[from[i] >> 4];
+        out[2 * i + 1] = digits[from[i] & 15];
+    }
+    out[2 * n] = 0;
+}
+
+static int hex_digit(char c) {
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
+}
+
+sp_status sp_hex_read(void *out, size_t n, const char *text) {
+    unsigned char *to = out;
+    if (strlen(text) != 2 * n) return SP_E_INVALID;
+    for (size_t i = 0; i < n; i++) {
+        const int high = hex_digit(text[2 * i]), low = hex_digit(text[2 * i + 1]);
+        if (high < 0 || low < 0) return SP_E_INVALID;
+        to[i] = (unsigned char)(high << 4 | low);
+    }
+    return SP_OK;
+}
+
 int sp_utf8_decode(const char *text, size_t n, uint32_t *cp) {
     const unsigned char *s = (const unsigned char *)text;
     if (n == 0) return 0;

@@ -65,6 +65,11 @@ SP_NODISCARD sp_status sp_parse_bytes(sp_slice s, uint64_t *out);
 /** "8.9 MiB"; writes at most `n` bytes and returns `out`. */
 const char *sp_format_bytes(char *out, size_t n, uint64_t bytes);
 
+/** 2 n small hexadecimal digits and a NUL. */
+void sp_hex_write(char *out, const void *bytes, size_t n);
+/** Exactly `n` bytes out of a text of 2 n digits. Errors: SP_E_INVALID; `out` may then be changed. */
+SP_NODISCARD sp_status sp_hex_read(void *out, size_t n, const char *text);
+
 /** Length in bytes of the UTF-8 sequence at `s` (1..4) and its code point; 0 when not valid UTF-8
  * (overlong, surrogate, cut short, above U+10FFFF). Source: Unicode 15, table 3-7. */
 int sp_utf8_decode(const char *s, size_t n, uint32_t *cp);

@@ -553,6 +553,14 @@ static sp_status take_answer(sp_engine *e, const sp_frame *f, int from, sp_err *
                                    : sp_stepper_tokens(g->stepper, f->payload, f->length, err);
 }
 
+static sp_status take_times(sp_engine *e, const sp_frame *f, sp_err *err) {
+    sp_wire_times w;
+    SP_TRY(sp_wire_times_decode(f->payload, f->length, &w, err));
+    sp_counter_add(&e->metrics.device_busy_ns, w.busy_ns);
+    sp_counter_add(&e->metrics.device_idle_ns, w.idle_ns);
+    return SP_OK;
+}
+
 static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *err) {
     bool ready = e->ranks[from].ready;
     switch (f->type) {
@@ -565,6 +573,9 @@ static sp_status take_frame(sp_engine *e, const sp_frame *f, int from, sp_err *e
     case SP_FRAME_TOKENS:
     case SP_FRAME_ROW:
         if (e->steps) return take_answer(e, f, from, err);
+        break;
+    case SP_FRAME_TIMES:
+        if (ready) return take_times(e, f, err);
         break;
     case SP_FRAME_KV_SEALED:
     case SP_FRAME_KV_PULLED:

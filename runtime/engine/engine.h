@@ -159,6 +159,8 @@ typedef struct sp_engine_metrics {
     sp_counter prefix_queries, prefix_hits;   /* in tokens */
     sp_counter finished[SP_FINISH_ERROR + 1]; /* by sp_finish, a choice each */
     sp_counter steps, engine_cpu_ns;          /* engine thread CPU time spent on steps */
+    /* Of all ranks whose device keeps time: steps, and between two of them while work was pending. */
+    sp_counter device_busy_ns, device_idle_ns;
     /* Between groups: */
     sp_counter kv_blocks_pulled,
         kv_bytes_pulled;                       /* bytes: 0 when nobody said how many a block has */

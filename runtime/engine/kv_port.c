@@ -28,7 +28,8 @@ typedef struct source {
     char text[]; /* of a foreign one */
 } source;
 
-typedef struct job { /* a pull, or a lease to be given back (n 0) */
+typedef struct job {  /* a pull, or a lease to be given back (n 0) */
+    struct job *next; /* of those that are ready to be told of */
     source *source;
     uint64_t transfer, lease;
     int64_t renew_at_ns; /* the lease, there */
@@ -43,6 +44,7 @@ struct sp_kv_port {
     sp_kv_own own;
     size_t piece_bytes;
     unsigned char *kv;
+    sp_kv_mirror *mirror; /* NULL: `kv` is what steps work in */
     sp_link *link;
     int64_t renew_ns;
     source **groups; /* [n_groups]; NULL: none may be pulled from */
@@ -53,6 +55,7 @@ struct sp_kv_port {
     sp_queue *todo, *done;
     uint64_t open[SP_KV_PULLS_MAX]; /* transfers that have not been told of */
     int32_t n_open, n_to_renew; /* of those, the first ones: they are alive, and it is not said */
+    job *ready, **ready_end;    /* their blocks are where they must be */
     job *told;                  /* lent to whoever asked last */
     uint64_t n_leaves;          /* begun */
     sp_counter leaves_done;     /* by the pulling thread */
@@ -282,9 +285,17 @@ static void *pull_all(void *arg) {
 
 /* ---- the callbacks ---- */
 
+static sp_status save_blocks(sp_kv_mirror *m, const sp_wire_kv_block *blocks, int32_t n,
+                             sp_err *err) {
+    if (!m) return SP_OK;
+    for (int32_t i = 0; i < n; i++) sp_kv_mirror_save(m, blocks[i].block);
+    return sp_kv_mirror_settle(m, err);
+}
+
 static sp_status seal(void *ctx, const sp_wire_kv_block *blocks, int32_t n, sp_err *err) {
     const sp_kv_port *p = ctx;
     if (!p->region) return SP_FAIL(err, SP_E_PROTOCOL, "this rank's KV blocks are not shared");
+    SP_TRY(save_blocks(p->mirror, blocks, n, err));
     for (int32_t i = 0; i < n; i++)
         SP_TRY(sp_kvx_seal(p->region, blocks[i].block, blocks[i].generation, blocks[i].name, err));
     return SP_OK;
@@ -398,10 +409,36 @@ static void forget(sp_kv_port *p, uint64_t transfer) {
     if (p->n_to_renew > i) p->n_to_renew--;
 }
 
+static void load_blocks(sp_kv_mirror *m, const job *j) {
+    for (int32_t i = 0; m && i < j->n; i++)
+        if (j->outcomes[i] == SP_KVX_OK) sp_kv_mirror_load(m, j->moves[i].dst_block);
+}
+
+/* All that have ended by now wait for the device once. */
+static sp_status settle(void *ctx, sp_err *err) {
+    sp_kv_port *p = ctx;
+    job *j;
+    while ((j = sp_queue_try_pop(p->done)) != NULL) {
+        load_blocks(p->mirror, j);
+        j->next = NULL;
+        *p->ready_end = j;
+        p->ready_end = &j->next;
+    }
+    return p->mirror ? sp_kv_mirror_settle(p->mirror, err) : SP_OK;
+}
+
+static job *next_ready(sp_kv_port *p) {
+    job *j = p->ready;
+    if (!j) return NULL;
+    p->ready = j->next;
+    if (!p->ready) p->ready_end = &p->ready;
+    return j;
+}
+
 static bool poll_done(void *ctx, sp_wire_kv_pulled *out) {
     sp_kv_port *p = ctx;
     sp_free(p->told);
-    p->told = sp_queue_try_pop(p->done);
+    p->told = next_ready(p);
     if (!p->told) return false;
     forget(p, p->told->transfer);
     *out = (sp_wire_kv_pulled){p->told->transfer, p->told->n, p->told->outcomes};
@@ -447,9 +484,10 @@ sp_status sp_kv_port_open(sp_kv_port **out, const sp_kv_port_config *c, sp_err *
                       .link = c->link,
                       .renew_ns = c->renew_ns ? c->renew_ns : SP_KV_RENEW_NS,
                       .callbacks = {seal, free_blocks, begin_pull, take_source, give_back,
-                                    poll_note, poll_done, p},
+                                    poll_note, poll_done, settle, p},
                       .todo = sp_queue_create(SP_KV_PULLS_MAX + SP_KV_LEAVES_MAX),
                       .done = sp_queue_create(SP_KV_PULLS_MAX)};
+    p->ready_end = &p->ready;
     p->piece_bytes = sp_kvx_piece_bytes(&p->own.shape);
     memcpy(p->own.key, c->key, sizeof p->own.key);
     memcpy(p->own.identity, c->identity, sizeof p->own.identity);
@@ -475,6 +513,7 @@ void sp_kv_port_close(sp_kv_port *p) {
     for (int32_t i = 0; i < p->n_groups; i++) let_go(p, p->groups[i]);
     for (int32_t i = 0; i < SP_KV_SOURCES_MAX; i++) let_go(p, p->foreign[i]);
     while ((j = sp_queue_try_pop(p->done)) != NULL) sp_free(j);
+    while ((j = next_ready(p)) != NULL) sp_free(j);
     sp_queue_destroy(p->todo);
     sp_queue_destroy(p->done);
     pthread_mutex_destroy(&p->lock);
@@ -482,6 +521,10 @@ void sp_kv_port_close(sp_kv_port *p) {
     sp_free(p->told);
     explicit_bzero(p->own.key, sizeof p->own.key);
     sp_free(p);
+}
+
+void sp_kv_port_set_mirror(sp_kv_port *p, sp_kv_mirror *m) {
+    p->mirror = m;
 }
 
 const sp_stage_kvx *sp_kv_port_callbacks(const sp_kv_port *p) {

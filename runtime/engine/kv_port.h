@@ -11,6 +11,10 @@
  * SP_KVX_IDENTITY for every block. They are told that their lease is still needed while its blocks
  * are read, and at KV_LEAVE that it is not, by the group's first rank.
  *
+ * Where the blocks are a device's, `kv` and the region are the host's copy of them (kv_mirror.h): a
+ * block is copied there before it is sealed, and from there when all of it is proven, before it is told
+ * of. What is not proven never reaches the device.
+ *
  * While bytes come in, the head hears it of every pull that has not been told of (KV_RENEW): also of
  * those that wait their turn.
  *
@@ -21,6 +25,7 @@
 
 #include "runtime/engine/kv_from.h"
 #include "runtime/engine/kv_leases.h"
+#include "runtime/engine/kv_mirror.h"
 #include "runtime/engine/stage_kv.h"
 
 #define SP_KV_PULLS_MAX 1024
@@ -42,7 +47,7 @@ typedef struct sp_kv_port_config {
     sp_part part;              /* this rank's */
     sp_kv_layout layout;       /* of its blocks */
     int32_t n_blocks;
-    unsigned char *kv; /* borrowed: sp_forward.kv; NULL: nothing enters, KV_PULL is refused */
+    unsigned char *kv; /* borrowed: where the host has them; NULL: KV_PULL is refused */
     uint8_t key[SP_KVX_KEY_BYTES], identity[SP_KVX_IDENTITY_BYTES];
     bool ucx; /* what is read over the network comes by UCX, where the other side can too */
     const sp_kv_group *groups; /* [n_groups], as KV_PULL numbers them; for the call */
@@ -60,6 +65,8 @@ typedef struct sp_kv_port sp_kv_port;
 SP_NODISCARD sp_status sp_kv_port_open(sp_kv_port **out, const sp_kv_port_config *c, sp_err *err);
 /** Ends pulls that are under way within a fraction of a second. */
 void sp_kv_port_close(sp_kv_port *p);
+/** From now on the blocks are a device's: before the first frame. `m` is borrowed until close. */
+void sp_kv_port_set_mirror(sp_kv_port *p, sp_kv_mirror *m);
 /** For sp_stage_config. Borrowed. */
 const sp_stage_kvx *sp_kv_port_callbacks(const sp_kv_port *p);
 /** Renewals and returns that did not reach whoever lent the blocks. Any thread. */

@@ -30,8 +30,27 @@ typedef struct sp_stage_model {
     sp_status (*forward)(void *ctx, const sp_batch *batch, const float **logits, sp_err *err);
     /** Optional: the token after row `row` of the last forward(), instead of a draw from logits. */
     int32_t (*token)(void *ctx, int32_t row);
+    /* Optional: a model on a device that draws, where one stage is all there is. Steps whose logits nobody
+     * has to see go this way: submitted while the one before runs, answered when they have ended. Of
+     * a sequence in slot i, the last token that such a step drew is id -1 - i, also for forward().
+     * Every rank of the stage submits the same steps; one that does not sample says how many draws
+     * there are and is told nothing. */
+    /** Begins a step; `batch` and `draws` are borrowed for the call. At most SP_STAGE_AHEAD have
+     * begun and are not finished. Errors: as forward(). */
+    sp_status (*submit)(void *ctx, const sp_batch *batch, const sp_draw_args *draws, sp_err *err);
+    /** What the oldest one drew, borrowed until the second submit() after. SP_AGAIN: not yet at the
+     * deadline. Errors: as forward(). */
+    sp_status (*finish)(void *ctx, int64_t deadline_ns, const sp_drawn **drawn, sp_err *err);
+    /** Optional: the last sequence has gone, nothing is to be done. */
+    void (*rest)(void *ctx);
+    /** Optional: how long the device computed steps, and stood idle between two while sequences were
+     * here, so far. */
+    void (*times)(void *ctx, sp_wire_times *out);
     void *ctx;
 } sp_stage_model;
+
+/** Steps that may have begun and are not finished. */
+#define SP_STAGE_AHEAD 2
 
 /** Steps whose tokens an embedding rank may await at a time. */
 #define SP_STAGE_STEPS_MAX 16
@@ -42,7 +61,7 @@ typedef struct sp_stage_role {
     bool samples; /* TP rank 0 of the last stage: draws, and alone answers the head */
     /* Borrowed: member 0 samples, the others embed; NULL: nobody to tell. After each step member 0
      * sends every other member one message: an i32 token a sampled entry, in order of entries; none
-     * when there are none. An embedding rank takes them when it needs them, at the latest when as
+     * when there are none, or when the step was submitted. An embedding rank takes them when it needs them, at the latest when as
      * many steps came as may be in flight. config.sends >= steps in flight + 1. */
     sp_group *feedback;
     int32_t steps_in_flight; /* as the head's, n_stages + 1; 0: SP_STAGE_STEPS_MAX */
@@ -74,6 +93,9 @@ SP_NODISCARD sp_status sp_stage_run(sp_stage *s, sp_err *err);
 /** Takes one frame; for tests, and for a rank that has other frames to look at in between.
  * SP_AGAIN: it was not for a stage and nothing was done. */
 SP_NODISCARD sp_status sp_stage_take(sp_stage *s, const sp_frame *frame, sp_err *err);
+
+/** Finishes and answers all that was submitted; sp_stage_run() does so by itself. */
+SP_NODISCARD sp_status sp_stage_settle(sp_stage *s, sp_err *err);
 
 int32_t sp_stage_seq_count(const sp_stage *s); /* sequences it keeps */
 bool sp_stage_check(const sp_stage *s);

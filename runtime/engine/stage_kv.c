@@ -88,6 +88,7 @@ sp_status sp_stage_kv_tell(const sp_stage_kvx *k, sp_link *link, sp_err *err) {
     sp_stage_kv_note note;
     sp_wire_kv_pulled p;
     while (k->poll_note(k->ctx, &note)) SP_TRY(tell_note(&note, link, err));
+    if (k->settle) SP_TRY(k->settle(k->ctx, err));
     while (k->poll_done(k->ctx, &p)) {
         sp_wire_kv_pulled_head head;
         sp_piece pieces[2];

@@ -33,6 +33,9 @@ typedef struct sp_stage_kvx {
     bool (*poll_note)(void *ctx, sp_stage_kv_note *out);
     /** The next pull that has ended; its outcomes are borrowed until the next look. False: none. */
     bool (*poll_done)(void *ctx, sp_wire_kv_pulled *out);
+    /** Asked before poll_done(): makes what has ended ready to be used. Errors: the device's. NULL: it
+     * always is. */
+    sp_status (*settle)(void *ctx, sp_err *err);
     void *ctx;
 } sp_stage_kvx;
 
@@ -40,5 +43,5 @@ typedef struct sp_stage_kvx {
  * Errors: SP_E_PROTOCOL; those of the callbacks; those of the link. */
 SP_NODISCARD sp_status sp_stage_kv_take(const sp_stage_kvx *k, sp_link *link, int32_t n_blocks,
                                         const sp_frame *f, sp_err *err);
-/** Tells the head all that there is to tell. */
+/** Tells the head all that there is to tell. Errors: of settle(); those of the link. */
 SP_NODISCARD sp_status sp_stage_kv_tell(const sp_stage_kvx *k, sp_link *link, sp_err *err);

@@ -327,6 +327,13 @@ sp_status sp_wire_kv_pulled_decode(const void *payload, uint32_t length, sp_wire
     return SP_OK;
 }
 
+sp_status sp_wire_times_decode(const void *payload, uint32_t length, sp_wire_times *out,
+                               sp_err *err) {
+    SP_TRY(want("times", length, sizeof *out, 0, err));
+    memcpy(out, payload, sizeof *out);
+    return SP_OK;
+}
+
 sp_status sp_wire_kv_renew_decode(const void *payload, uint32_t length, uint64_t *transfer,
                                   sp_err *err) {
     const sp_wire_kv_renew *w = payload;

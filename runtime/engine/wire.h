@@ -50,6 +50,7 @@
  *   KV_LEAVE  0 lease u64 | 8 source u32 | 12 zero u32    the first rank gives the lease back there
  *   KV_LEASE  0 lease u64 | 8 verb u32 (0 given back, 1 renewed) | 12 zero u32    said by a reader of
  *             another pod
+ *   TIMES     0 busy ns u64 | 8 idle ns u64    of the rank's device, since it last said so
  *
  * Thread: any. */
 #pragma once
@@ -267,6 +268,11 @@ typedef struct sp_wire_kv_lease {
 } sp_wire_kv_lease;
 _Static_assert(sizeof(sp_wire_kv_lease) == 16, "wire layout");
 
+typedef struct sp_wire_times {
+    uint64_t busy_ns, idle_ns;
+} sp_wire_times;
+_Static_assert(sizeof(sp_wire_times) == 16, "wire layout");
+
 /* ---- what decoders give out; pointers are borrowed from the payload ---- */
 
 typedef struct sp_wire_add {
@@ -337,6 +343,8 @@ SP_NODISCARD sp_status sp_wire_ready_decode(const void *payload, uint32_t length
                                             sp_wire_ready *out, sp_err *err);
 SP_NODISCARD sp_status sp_wire_progress_decode(const void *payload, uint32_t length,
                                                sp_wire_progress *out, sp_err *err);
+SP_NODISCARD sp_status sp_wire_times_decode(const void *payload, uint32_t length,
+                                            sp_wire_times *out, sp_err *err);
 /** `text` is [SP_FAULT_TEXT_MAX + 1], NUL-terminated, control characters replaced. */
 SP_NODISCARD sp_status sp_wire_fault_decode(const void *payload, uint32_t length, sp_fault *reason,
                                             char *text, sp_err *err);

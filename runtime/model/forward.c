@@ -5,10 +5,12 @@
 #include "runtime/base/mem.h"
 #include "runtime/model/attn.h"
 #include "runtime/model/ffn.h"
+#include "runtime/model/forward_ahead.h"
 #include "runtime/model/mat.h"
 #include "runtime/model/plan.h"
 
 #include <math.h>
+#include <time.h>
 
 static void *take(sp_forward *s, size_t rows, size_t cols) {
     return s->dev->ops->alloc(s->dev, rows * cols * sizeof(float));
@@ -46,6 +48,18 @@ static void list_scratch(sp_forward *s, scratch_row rows[SCRATCH_ROWS]) {
     memcpy(rows, list, sizeof list);
 }
 
+static size_t logits_bytes(const sp_forward *s) {
+    return (size_t)s->config.max_rows * (size_t)s->vocab * sizeof(float);
+}
+
+static sp_status take_logits_host(sp_forward *s, sp_err *err) {
+    if (!s->logits || s->dev->ops->host_memory) return SP_OK;
+    s->logits_host = s->dev->ops->host_alloc(s->dev, logits_bytes(s));
+    if (s->logits_host) return SP_OK;
+    return SP_FAIL(err, SP_E_NOMEM, "no pinned memory for [%d,%d] logits", s->config.max_rows,
+                   s->vocab);
+}
+
 static sp_status take_scratch(sp_forward *s, sp_err *err) {
     scratch_row rows[SCRATCH_ROWS];
     list_scratch(s, rows);
@@ -56,6 +70,7 @@ static sp_status take_scratch(sp_forward *s, sp_err *err) {
             return SP_FAIL(err, SP_E_NOMEM, "no device memory for [%zu,%zu] activations",
                            rows[i].rows, rows[i].cols);
     }
+    SP_TRY(take_logits_host(s, err));
     if (s->config.part.tp == 1 || !s->config.part.stage.has_embed) return SP_OK;
     s->ids = sp_try_alloc_array(2 * (size_t)s->config.max_tokens, sizeof *s->ids);
     if (s->ids) return SP_OK;
@@ -76,6 +91,19 @@ static sp_rope_params rope_params(const sp_model_desc *d) {
     };
 }
 
+/* Computed by the host all the same: its cos and sin are the contract. */
+static sp_status upload_rope(sp_forward *s, const sp_rope_params *p, float *cos_table,
+                             float *sin_table, sp_err *err) {
+    const size_t n = (size_t)s->config.max_model_len * (size_t)p->dims / 2;
+    float *host = sp_try_alloc_array(2 * n, sizeof *host);
+    if (!host) return SP_FAIL(err, SP_E_NOMEM, "no memory for rope tables of %zu values", 2 * n);
+    sp_rope_fill(p, s->config.max_model_len, host, host + n);
+    s->dev->ops->upload(s->dev, cos_table, host, n * sizeof *host);
+    s->dev->ops->upload(s->dev, sin_table, host + n, n * sizeof *host);
+    sp_free(host);
+    return SP_OK;
+}
+
 static sp_status take_rope(sp_forward *s, const sp_model_desc *d, sp_err *err) {
     sp_rope_params p = rope_params(d);
     size_t n = (size_t)s->config.max_model_len, half = (size_t)p.dims / 2;
@@ -83,6 +111,7 @@ static sp_status take_rope(sp_forward *s, const sp_model_desc *d, sp_err *err) {
     s->rope = (sp_rope_table){cos_table, sin_table, s->config.max_model_len, p.dims, false};
     if (!cos_table || !sin_table)
         return SP_FAIL(err, SP_E_NOMEM, "no device memory for rope tables of %zu positions", n);
+    if (!s->dev->ops->host_memory) return upload_rope(s, &p, cos_table, sin_table, err);
     sp_rope_fill(&p, s->config.max_model_len, cos_table, sin_table);
     return SP_OK;
 }
@@ -105,6 +134,88 @@ static sp_status take_kv(sp_forward *s, sp_err *err) {
         return SP_FAIL(err, SP_E_NOMEM, "no device memory for %d KV blocks of %zu bytes",
                        s->config.n_blocks, s->block_bytes);
     return SP_OK;
+}
+
+/* ---- a device with memory of its own ---- */
+
+/* A plan that knows this part alone: what sp_plan_rank_of() needs of one. */
+static sp_status need_bytes(uint64_t *out, const sp_forward *s, const sp_model_dir *dir,
+                            const sp_model_desc *desc, const sp_arch *arch, sp_err *err) {
+    const sp_forward_config *c = &s->config;
+    const sp_plan_request req = {.desc = desc,
+                                 .arch = arch,
+                                 .dir = dir,
+                                 .packed = s->dev->ops->packed_bytes,
+                                 .block_tokens = c->block_tokens,
+                                 .kv_dtype = c->kv_dtype};
+    sp_plan_rank rank;
+    sp_plan *p = sp_try_alloc(sizeof *p);
+    if (!p) return SP_FAIL(err, SP_E_NOMEM, "no memory for a plan");
+    p->tp = c->part.tp;
+    p->pp = c->part.pp;
+    p->stages[c->part.stage_index] = c->part.stage;
+    p->slices[c->part.tp_rank] = c->part.slice;
+    p->max_num_batched_tokens = c->max_tokens;
+    p->max_rows = c->max_rows;
+    p->max_model_len = c->max_model_len;
+    p->n_blocks = c->n_blocks;
+    sp_plan_rank_of(&rank, p, &req, c->part.stage_index, c->part.tp_rank);
+    sp_free(p);
+    *out = rank.total_bytes;
+    return SP_OK;
+}
+
+static int32_t larger(int32_t a, int32_t b) {
+    return a > b ? a : b;
+}
+static int32_t smaller(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+static sp_dev_sizes sizes_of(const sp_forward *s) {
+    return (sp_dev_sizes){.max_tokens = s->config.max_tokens,
+                          .max_positions = s->config.max_model_len,
+                          .n_heads = s->n_heads,
+                          .n_kv_heads = s->n_kv_heads,
+                          .head_dim = s->head_dim,
+                          .max_draws = sp_forward_may_run_ahead(s) && s->config.part.tp_rank == 0
+                                           ? s->config.n_slots
+                                           : 0,
+                          .vocab = s->vocab,
+                          .max_cols = larger(s->hidden, larger(s->ffn, s->n_heads * s->head_dim))};
+}
+
+/* Somebody else may hold memory of the device: what the plan could not know. Refused before any is
+ * taken, so that one line names all that is wanted. */
+static sp_status check_room(const sp_forward *s, const sp_model_dir *dir, const sp_model_desc *desc,
+                            const sp_arch *arch, sp_err *err) {
+    const sp_dev_ops *ops = s->dev->ops;
+    uint64_t need, left, total;
+    if (ops->host_memory) return SP_OK;
+    SP_ASSERT(!s->config.kv_memory);
+    const sp_dev_sizes sizes = sizes_of(s);
+    SP_TRY(need_bytes(&need, s, dir, desc, arch, err));
+    SP_TRY(ops->memory(s->dev, &left, &total, err));
+    need += ops->reserve_bytes(&sizes) + sp_forward_ahead_bytes(s);
+    if (need <= left) return SP_OK;
+    return SP_FAIL(err, SP_E_NOMEM,
+                   "%s has %llu MiB free of %llu MiB, weights, activations and %d KV blocks need "
+                   "%llu MiB: use more ranks (--tp, --pp), fewer --num-kv-blocks or a smaller "
+                   "--max-num-batched-tokens",
+                   s->dev->detail, (unsigned long long)(left >> 20),
+                   (unsigned long long)(total >> 20), s->config.n_blocks,
+                   (unsigned long long)(need >> 20));
+}
+
+static sp_status reserve(const sp_forward *s, sp_err *err) {
+    const sp_dev_sizes sizes = sizes_of(s);
+    return s->dev->ops->reserve ? s->dev->ops->reserve(s->dev, &sizes, err) : SP_OK;
+}
+
+/* What was uploaded is there, or the device's fault says why not. */
+static sp_status settle_loading(const sp_forward *s, sp_err *err) {
+    if (s->dev->ops->host_memory) return SP_OK;
+    return s->dev->ops->poll(s->dev, s->dev->ops->submit(s->dev), SP_NEVER, err);
 }
 
 /* A group may be left out where there is nobody else. */
@@ -138,10 +249,15 @@ sp_status sp_forward_open(sp_forward **out, sp_dev *dev, const sp_model_dir *dir
         .scale = (float)(1.0 / sqrt((double)desc->head_dim)),
         .act = act,
     };
-    sp_status st = sp_weights_load(&s->weights, dev, dir, desc, arch, part, progress, ctx, err);
+    sp_status st = check_room(s, dir, desc, arch, err);
+    if (st == SP_OK)
+        st = sp_weights_load(&s->weights, dev, dir, desc, arch, part, progress, ctx, err);
     if (st == SP_OK) st = take_scratch(s, err);
     if (st == SP_OK) st = take_rope(s, desc, err);
     if (st == SP_OK) st = take_kv(s, err);
+    if (st == SP_OK) st = reserve(s, err);
+    if (st == SP_OK) st = sp_forward_ahead_open(s, err);
+    if (st == SP_OK) st = settle_loading(s, err);
     if (st != SP_OK) {
         sp_forward_close(s);
         return st;
@@ -152,6 +268,7 @@ sp_status sp_forward_open(sp_forward **out, sp_dev *dev, const sp_model_dir *dir
 
 void sp_forward_close(sp_forward *s) {
     if (!s) return;
+    sp_forward_ahead_close(s);
     if (s->kv && !s->config.kv_memory) s->dev->ops->free(s->dev, s->kv, s->kv_bytes);
     size_t n = (size_t)s->rope.n_positions, half = (size_t)s->rope.dims / 2;
     give(s, (float *)s->rope.cos, n, half);
@@ -159,6 +276,7 @@ void sp_forward_close(sp_forward *s) {
     scratch_row rows[SCRATCH_ROWS];
     list_scratch(s, rows);
     for (int i = 0; i < SCRATCH_ROWS; i++) give(s, *rows[i].at, rows[i].rows, rows[i].cols);
+    if (s->logits_host) s->dev->ops->host_free(s->dev, s->logits_host, logits_bytes(s));
     sp_free(s->ids);
     sp_weights_unload(&s->weights);
     sp_free(s);
@@ -174,9 +292,26 @@ static sp_status poll_group(sp_group *g, sp_err *err) {
     return g ? g->ops->poll(g, SP_NEVER, err) : SP_OK;
 }
 
-/* The first fault of the device or a group, once all that was queued is done. */
+#define SOON_NS (200 * SP_NS_PER_MS) /* a step that takes longer may be one that never ends */
+#define NAP_NS 500000
+
+static sp_status ask_group(sp_group *g, sp_err *err) {
+    sp_status st = g ? g->ops->poll(g, 0, err) : SP_OK;
+    return st == SP_AGAIN ? SP_OK : st;
+}
+
+/* The first fault of the device or a group, once all that was queued is done. A device waits for ever
+ * for a member that is lost: after a while its groups, which know better, are asked too. */
 static sp_status settle(sp_forward *s, sp_err *err) {
-    SP_TRY(s->dev->ops->poll(s->dev, s->dev->ops->submit(s->dev), SP_NEVER, err));
+    const sp_ticket ticket = s->dev->ops->submit(s->dev);
+    const int64_t soon = sp_now_ns() + SOON_NS;
+    sp_status st;
+    while ((st = s->dev->ops->poll(s->dev, ticket, soon, err)) == SP_AGAIN) {
+        SP_TRY(ask_group(s->config.tp, err));
+        SP_TRY(ask_group(s->config.pp, err));
+        nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    }
+    SP_TRY(st);
     SP_TRY(poll_group(s->config.tp, err));
     return poll_group(s->config.pp, err);
 }
@@ -207,6 +342,7 @@ static sp_status start(sp_forward *s, const sp_batch *b, sp_err *err) {
                                 x_floats(s, b) * sizeof *s->x);
         return poll_group(s->config.pp, err);
     }
+    if (s->ahead && sp_forward_embed_fed(s, b, x)) return SP_OK;
     if (p->tp > 1)
         embed_split(s, b, x);
     else
@@ -249,9 +385,7 @@ static void head(sp_forward *s, const sp_batch *b, const float *bias) {
     if (s->logits_part) gather_logits(s, R);
 }
 
-sp_status sp_forward_run(sp_forward *s, const sp_batch *b, const float **logits, sp_err *err) {
-    SP_ASSERT(b->n_tokens > 0 && b->n_tokens <= s->config.max_tokens);
-    SP_ASSERT(b->n_rows <= s->config.max_rows);
+static sp_status queue(sp_forward *s, const sp_batch *b, sp_err *err) {
     const float *bias = NULL;
     sp_mat partial = {0};
     SP_TRY(start(s, b, err));
@@ -262,12 +396,42 @@ sp_status sp_forward_run(sp_forward *s, const sp_batch *b, const float **logits,
         partial = sp_mat_of(s->partial, b->n_tokens, s->hidden);
         bias = w->down_bias;
     }
-    if (!s->config.part.stage.has_head) {
-        SP_TRY(pass_on(s, b, partial, bias, err));
-    } else {
-        if (b->n_rows > 0) head(s, b, bias);
-        SP_TRY(settle(s, err));
-    }
-    *logits = b->n_rows > 0 ? s->logits : NULL;
+    if (!s->config.part.stage.has_head) return pass_on(s, b, partial, bias, err);
+    if (b->n_rows > 0) head(s, b, bias);
+    return SP_OK;
+}
+
+/* A step that a device may record: nobody else takes part, and every row is a sequence's only one. */
+static bool is_decode(const sp_forward *s, const sp_batch *b) {
+    const sp_part *p = &s->config.part;
+    return s->dev->ops->decode_begin && p->tp == 1 && p->pp == 1 && b->n_seqs == b->n_tokens &&
+           b->n_rows == b->n_tokens;
+}
+
+sp_status sp_forward_queue(sp_forward *s, const sp_batch *b, sp_err *err) {
+    SP_ASSERT(b->n_tokens > 0 && b->n_tokens <= s->config.max_tokens);
+    SP_ASSERT(b->n_rows <= s->config.max_rows);
+    if (!is_decode(s, b)) return queue(s, b, err);
+    const sp_forward_config *c = &s->config;
+    const sp_dev_decode d = {.owner = s,
+                             .ids = b->ids,
+                             .seqs = b->seqs,
+                             .n = b->n_tokens,
+                             .block_tokens = c->block_tokens,
+                             .max_rows = smaller(c->max_tokens, c->max_rows),
+                             .max_positions = c->max_model_len};
+    if (s->dev->ops->decode_begin(s->dev, &d)) return SP_OK;
+    do SP_TRY(queue(s, b, err));
+    while (!s->dev->ops->decode_end(s->dev));
+    return SP_OK;
+}
+
+sp_status sp_forward_run(sp_forward *s, const sp_batch *b, const float **logits, sp_err *err) {
+    SP_TRY(sp_forward_queue(s, b, err));
+    if (s->logits_host && b->n_rows > 0)
+        s->dev->ops->download(s->dev, s->logits_host, s->logits,
+                              (size_t)b->n_rows * (size_t)s->vocab * sizeof(float));
+    if (s->config.part.stage.has_head) SP_TRY(settle(s, err));
+    *logits = b->n_rows == 0 ? NULL : s->logits_host ? s->logits_host : s->logits;
     return SP_OK;
 }

@@ -22,11 +22,13 @@ typedef struct sp_forward_config {
     int32_t max_model_len;
     int32_t block_tokens, n_blocks;
     sp_dtype kv_dtype;
+    int32_t n_slots; /* sequences whose last drawn token may stay on the device; 0: none */
     sp_part part;
     sp_group *tp; /* borrowed; this stage's ranks, member tp_rank; NULL: alone */
     sp_group *pp; /* borrowed; this tp_rank's stages, member stage_index; NULL: alone */
     /* Borrowed until close, 64-byte aligned: n_blocks blocks of sp_kv_layout_of(), of host memory
-     * that others may read meanwhile (comm/kvx.h). NULL: the device's own. */
+     * that others may read meanwhile (comm/kvx.h). NULL: the device's own, as it must be where its
+     * memory is not the host's (runtime/engine/kv_mirror.h). */
     void *kv_memory;
     size_t kv_memory_bytes;
 } sp_forward_config;
@@ -48,7 +50,9 @@ typedef struct sp_forward {
     float *last;        /* [2 * max_rows, E]; last stage */
     float *logits;      /* [max_rows, whole V]; last stage's TP rank 0 */
     float *logits_part; /* [max_rows, V here]; last stage when tp > 1 */
+    float *logits_host; /* `logits` as the host reads them, where the device's memory is its own */
     int32_t *ids;       /* [2, T]: row here and owner of each id; first stage when tp > 1 */
+    struct sp_forward_ahead *ahead; /* forward_ahead.h; NULL: the host draws every token */
 } sp_forward;
 
 /** Loads the part and takes all memory. `dev`, and the groups of `config`, are borrowed until
@@ -56,7 +60,8 @@ typedef struct sp_forward {
  *
  * What its groups carry: tp: all_reduce and pick_rows of max_tokens * E floats, gather_cols of
  * max_rows * (V / tp + 1); pp: messages of max_tokens * E * 4 bytes to stage + 1.
- * Errors: as sp_weights_load(); SP_E_NOMEM names what was short. */
+ * Errors: as sp_weights_load(); SP_E_NOMEM names what was short: where the device's memory is its
+ *         own, before anything is taken. */
 SP_NODISCARD sp_status sp_forward_open(sp_forward **out, sp_dev *dev, const sp_model_dir *dir,
                                        const sp_model_desc *desc, const sp_arch *arch,
                                        const sp_forward_config *config, sp_load_progress *progress,
@@ -71,6 +76,11 @@ void sp_forward_close(sp_forward *s);
  *         who wait for it give up. */
 SP_NODISCARD sp_status sp_forward_run(sp_forward *s, const sp_batch *b, const float **logits,
                                       sp_err *err);
+
+/** Queues a step up to the logits (`s->logits`, where they are) and waits for nothing that a device
+ * does: what sp_forward_run() and sp_forward_submit() have in common.
+ * Errors: those of groups that give x to this stage or take it on. */
+SP_NODISCARD sp_status sp_forward_queue(sp_forward *s, const sp_batch *b, sp_err *err);
 
 /** buf [n_rows, E] becomes the tree sum over the stage's TP ranks; nothing when alone. */
 static inline void sp_tp_sum(const sp_forward *s, float *buf, int32_t n_rows) {

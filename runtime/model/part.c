@@ -162,13 +162,20 @@ sp_status sp_part_slices(sp_plan_slice *out, const sp_model_desc *desc, int32_t 
 }
 
 /* `units` of the whole, `here` of them on this rank from `first` on. */
-static sp_segments segments_of(const sp_part *p, int32_t units, int32_t unit_size, int32_t first,
-                               int32_t here) {
-    if (!sp_part_is_exact(p->tp)) return sp_segments_of(here, unit_size);
+static sp_segments segments_of(int32_t tp, int32_t tp_rank, int32_t units, int32_t unit_size,
+                               int32_t first, int32_t here) {
+    if (!sp_part_is_exact(tp)) return sp_segments_of(here, unit_size);
     int32_t at;
-    sp_segments s = sp_segments_slice(sp_segments_of(units, unit_size), p->tp, p->tp_rank, &at);
+    sp_segments s = sp_segments_slice(sp_segments_of(units, unit_size), tp, tp_rank, &at);
     SP_ASSERT(at == first * unit_size && s.edge[s.n] == here * unit_size);
     return s;
+}
+
+void sp_part_segments(sp_segments *o, sp_segments *down, const sp_model_desc *desc, int32_t tp,
+                      int32_t tp_rank) {
+    const sp_plan_slice s = slice_of(desc, tp, tp_rank);
+    *o = segments_of(tp, tp_rank, desc->n_heads, desc->head_dim, s.head_first, s.n_heads);
+    *down = segments_of(tp, tp_rank, desc->intermediate, 1, s.ffn_first, s.n_ffn);
 }
 
 sp_status sp_part_of(sp_part *out, const sp_model_desc *desc, const sp_arch *arch, int32_t tp,
@@ -188,9 +195,7 @@ sp_status sp_part_of(sp_part *out, const sp_model_desc *desc, const sp_arch *arc
         .stage = stages[stage],
         .slice = slice_of(desc, tp, tp_rank),
     };
-    p.o_segments =
-        segments_of(&p, desc->n_heads, desc->head_dim, p.slice.head_first, p.slice.n_heads);
-    p.down_segments = segments_of(&p, desc->intermediate, 1, p.slice.ffn_first, p.slice.n_ffn);
+    sp_part_segments(&p.o_segments, &p.down_segments, desc, tp, tp_rank);
     *out = p;
     return SP_OK;
 }

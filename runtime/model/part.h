@@ -55,6 +55,10 @@ SP_NODISCARD sp_status sp_part_stages(sp_plan_stage *out, const sp_model_desc *d
 SP_NODISCARD sp_status sp_part_slices(sp_plan_slice *out, const sp_model_desc *desc, int32_t tp,
                                       sp_err *err);
 
+/** What sp_part_of() gives as o_segments and down_segments. */
+void sp_part_segments(sp_segments *o, sp_segments *down, const sp_model_desc *desc, int32_t tp,
+                      int32_t tp_rank);
+
 /** Parses "30,32,32,32". Errors: SP_E_INVALID not pp numbers above 0. */
 SP_NODISCARD sp_status sp_pp_layers_parse(const char *text, int32_t pp, int32_t *out, sp_err *err);
 

@@ -239,7 +239,8 @@ static sp_dtype dtype_of(const sp_plan_request *r, const char *pattern, int laye
 
 /* Matrices of equal width that are packed as one. */
 static void count_matrix(sp_plan_rank *k, const sp_plan_request *r, const char *const *patterns,
-                         const int32_t *rows, int n, int layer, int32_t cols) {
+                         const int32_t *rows, int n, int layer, const sp_segments *seg) {
+    const int32_t cols = seg->edge[seg->n];
     int32_t all_rows = 0;
     uint64_t bytes = 0;
     sp_dtype first = dtype_of(r, patterns[0], layer, ".weight");
@@ -253,7 +254,7 @@ static void count_matrix(sp_plan_rank *k, const sp_plan_request *r, const char *
     k->weight_bytes += bytes;
     /* Loading refuses other types by name; until then they count as they are. */
     bool packs = first == SP_DTYPE_F32 || first == SP_DTYPE_F16 || first == SP_DTYPE_BF16;
-    k->packed_bytes += r->packed && packs ? r->packed(all_rows, cols, first) : bytes;
+    k->packed_bytes += r->packed && packs ? r->packed(all_rows, seg, first) : bytes;
 }
 
 static void count_vector(sp_plan_rank *k, const sp_plan_request *r, const char *const *patterns,
@@ -266,19 +267,20 @@ static void count_vector(sp_plan_rank *k, const sp_plan_request *r, const char *
     }
 }
 
-static void count_layer(sp_plan_rank *k, const sp_plan_request *r, const sp_plan_slice *s,
-                        int layer) {
+static void count_layer(sp_plan_rank *k, const sp_plan_request *r, const sp_part *part, int layer) {
+    const sp_plan_slice *s = &part->slice;
+    const sp_segments all = sp_segments_of(r->desc->hidden, 1);
     const sp_model_desc *d = r->desc;
     const sp_arch *a = r->arch;
     const char *const qkv[] = {a->q, a->k, a->v}, *const gate_up[] = {a->gate, a->up};
     const int32_t q = s->n_heads * d->head_dim, kv = s->n_kv_heads * d->head_dim;
     const int32_t qkv_rows[] = {q, kv, kv}, ffn_rows[] = {s->n_ffn, s->n_ffn};
     count_vector(k, r, &a->attn_norm, &d->hidden, 1, layer, ".weight");
-    count_matrix(k, r, qkv, qkv_rows, PARTS_MAX, layer, d->hidden);
-    count_matrix(k, r, &a->o, &d->hidden, 1, layer, q);
+    count_matrix(k, r, qkv, qkv_rows, PARTS_MAX, layer, &all);
+    count_matrix(k, r, &a->o, &d->hidden, 1, layer, &part->o_segments);
     count_vector(k, r, &a->ffn_norm, &d->hidden, 1, layer, ".weight");
-    count_matrix(k, r, gate_up, ffn_rows, 2, layer, d->hidden);
-    count_matrix(k, r, &a->down, &d->hidden, 1, layer, s->n_ffn);
+    count_matrix(k, r, gate_up, ffn_rows, 2, layer, &all);
+    count_matrix(k, r, &a->down, &d->hidden, 1, layer, &part->down_segments);
     if (sp_arch_has_bias(a->qkv_bias, d->attention_bias))
         count_vector(k, r, qkv, qkv_rows, PARTS_MAX, layer, ".bias");
     if (sp_arch_has_bias(a->o_bias, d->attention_bias))
@@ -288,16 +290,18 @@ static void count_layer(sp_plan_rank *k, const sp_plan_request *r, const sp_plan
     count_vector(k, r, &a->down, &d->hidden, 1, layer, ".bias");
 }
 
-static void count_weights(sp_plan_rank *k, const sp_plan_request *r, const sp_plan_stage *stage,
-                          const sp_plan_slice *s) {
+static void count_weights(sp_plan_rank *k, const sp_plan_request *r, const sp_part *part) {
+    const sp_plan_stage *stage = &part->stage;
+    const sp_plan_slice *s = &part->slice;
     const sp_arch *a = r->arch;
+    const sp_segments all = sp_segments_of(r->desc->hidden, 1);
     bool tied = sp_arch_is_tied(a, r->desc);
-    for (int32_t i = 0; i < stage->n_layers; i++) count_layer(k, r, s, stage->layer_first + i);
+    for (int32_t i = 0; i < stage->n_layers; i++) count_layer(k, r, part, stage->layer_first + i);
     if (stage->has_embed || (stage->has_head && tied))
-        count_matrix(k, r, &a->embed, &s->n_vocab, 1, 0, r->desc->hidden);
+        count_matrix(k, r, &a->embed, &s->n_vocab, 1, 0, &all);
     if (!stage->has_head) return;
     count_vector(k, r, &a->final_norm, &r->desc->hidden, 1, 0, ".weight");
-    if (!tied) count_matrix(k, r, &a->lm_head, &s->n_vocab, 1, 0, r->desc->hidden);
+    if (!tied) count_matrix(k, r, &a->lm_head, &s->n_vocab, 1, 0, &all);
 }
 
 /* ---- scratch ---- */
@@ -381,7 +385,9 @@ void sp_plan_rank_of(sp_plan_rank *out, const sp_plan *p, const sp_plan_request 
     const sp_plan_stage *s = &p->stages[stage];
     const sp_plan_slice *slice = &p->slices[tp_rank];
     sp_plan_rank k = {0};
-    count_weights(&k, req, s, slice);
+    sp_part part = {.stage = *s, .slice = *slice};
+    sp_part_segments(&part.o_segments, &part.down_segments, req->desc, p->tp, tp_rank);
+    count_weights(&k, req, &part);
     count_scratch(&k, p, req, s, tp_rank);
     k.kv = sp_kv_layout_of(s->n_layers, slice->n_kv_heads, req->desc->head_dim, req->block_tokens,
                            req->kv_dtype);

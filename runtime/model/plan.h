@@ -70,7 +70,7 @@ typedef struct sp_memory {
 SP_NODISCARD sp_status sp_memory_read(sp_memory *out, const char *root, sp_err *err);
 
 /** As sp_dev_ops.packed_bytes. */
-typedef size_t sp_packed_bytes(int32_t rows, int32_t cols, sp_dtype dtype);
+typedef size_t sp_packed_bytes(int32_t rows, const sp_segments *seg, sp_dtype dtype);
 
 typedef struct sp_plan_request {
     const sp_model_desc *desc;

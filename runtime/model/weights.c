@@ -124,6 +124,14 @@ static sp_status get_vector(loader *l, const char *name, int32_t size, const sp_
     return SP_OK;
 }
 
+static void fill_vector(loader *l, float *to, const sp_tensor *const *t, const cut *cuts, int n) {
+    for (int i = 0; i < n; i++) {
+        for (int32_t k = 0; to && k < cuts[i].n_rows; k++)
+            *to++ = element_f32(t[i], cuts[i].row0 + k);
+        told(l, (uint64_t)cuts[i].n_rows * element_bytes(t[i]->dtype));
+    }
+}
+
 /* Concatenates pieces of vectors as f32 on the device: the rows of `cuts`. */
 static sp_status load_vector(loader *l, float **out, const cut *cuts, int n, int layer,
                              const char *suffix) {
@@ -135,17 +143,23 @@ static sp_status load_vector(loader *l, float **out, const cut *cuts, int n, int
         SP_TRY(get_vector(l, name, cuts[i].rows, &t[i]));
         total += (size_t)cuts[i].n_rows;
     }
-    float *v = NULL;
-    if (l->dev) {
-        v = l->dev->ops->alloc(l->dev, total * sizeof *v);
-        if (!v) return SP_FAIL(l->err, SP_E_NOMEM, "no device memory for %zu values", total);
-        *out = v;
+    if (!l->dev) {
+        fill_vector(l, NULL, t, cuts, n);
+        return SP_OK;
     }
-    for (int i = 0; i < n; i++) {
-        for (int32_t k = 0; v && k < cuts[i].n_rows; k++)
-            *v++ = element_f32(t[i], cuts[i].row0 + k);
-        told(l, (uint64_t)cuts[i].n_rows * element_bytes(t[i]->dtype));
+    const sp_dev_ops *ops = l->dev->ops;
+    float *v = ops->alloc(l->dev, total * sizeof *v);
+    if (!v) return SP_FAIL(l->err, SP_E_NOMEM, "no device memory for %zu values", total);
+    *out = v;
+    if (ops->host_memory) {
+        fill_vector(l, v, t, cuts, n);
+        return SP_OK;
     }
+    float *host = sp_try_alloc_array(total, sizeof *host);
+    if (!host) return SP_FAIL(l->err, SP_E_NOMEM, "no memory for %zu values", total);
+    fill_vector(l, host, t, cuts, n);
+    ops->upload(l->dev, v, host, total * sizeof *v);
+    sp_free(host);
     return SP_OK;
 }
 

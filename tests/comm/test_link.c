@@ -427,7 +427,32 @@ static void a_sender_killed_at_any_time_leaves_only_whole_frames(void) {
     }
 }
 
-SP_TEST_MAIN("comm/link", SP_TEST(pieces_arrive_as_one_payload),
+/* Asked beside the thread that receives: what was sent before is still given. */
+static void a_link_is_over_once_the_other_side_has_closed(void) {
+    pair p = make_pair();
+    sp_frame f;
+    CU_ASSERT_FALSE(sp_link_is_over(p.rank));
+    CU_ASSERT_EQUAL(sp_link_send(p.head, SP_FRAME_BYE, NULL, 0, 0, NULL), SP_OK);
+    CU_ASSERT_FALSE(sp_link_is_over(p.rank));
+    sp_link_close(p.head);
+    CU_ASSERT(sp_link_is_over(p.rank));
+    CU_ASSERT_EQUAL(sp_link_recv(p.rank, &f, 0, NULL), SP_OK);
+    sp_link_close(p.rank);
+    close(p.fd);
+    int fds[2];
+    sp_link *stream;
+    CU_ASSERT_EQUAL_FATAL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    CU_ASSERT_EQUAL_FATAL(sp_link_open_stream(&stream, fds[0], NULL, NULL), SP_OK);
+    CU_ASSERT_EQUAL(write(fds[1], "unread", 6), 6);
+    CU_ASSERT_FALSE(sp_link_is_over(stream));
+    shutdown(fds[1], SHUT_WR);
+    CU_ASSERT(sp_link_is_over(stream));
+    close(fds[1]);
+    sp_link_close(stream);
+}
+
+SP_TEST_MAIN("comm/link", SP_TEST(a_link_is_over_once_the_other_side_has_closed),
+             SP_TEST(pieces_arrive_as_one_payload),
              SP_TEST(the_header_in_memory_is_the_one_of_the_contract),
              SP_TEST(a_frame_of_one_mebibyte_fits_and_one_byte_more_does_not),
              SP_TEST(a_full_ring_times_out_and_the_sequence_goes_on),

@@ -85,6 +85,10 @@ static void an_unknown_backend_is_refused_with_the_list(void) {
     CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "'abacus'"));
     CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "cpu-generic, ref, cpu, auto"));
     CU_ASSERT_PTR_NULL(dev.ops);
+    const sp_dev_config fast = {.backend = "ref", .fast = true};
+    CU_ASSERT_EQUAL(sp_dev_open(&dev, &fast, &err), SP_E_UNSUPPORTED);
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "backend 'ref' computes exactly only"));
+    CU_ASSERT_PTR_NULL(dev.ops);
     const sp_dev_config part = {.backend = "cpu-"};
     CU_ASSERT_EQUAL(sp_dev_open(&dev, &part, &err), SP_E_UNSUPPORTED);
 }

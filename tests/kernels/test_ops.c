@@ -385,7 +385,7 @@ static void memory_is_zeroed_and_aligned_and_its_lack_is_reported(void) {
             failures++;
         }
         CU_ASSERT(failures >= 1);
-        CU_ASSERT(dev->ops->packed_bytes(5, 8, SP_DTYPE_F32) >= 5 * 8 * 4);
+        CU_ASSERT(dev->ops->packed_bytes(5, &seg, SP_DTYPE_F32) >= 5 * 8 * 4);
         free(src.data);
     }
     env_close(&e);

@@ -169,7 +169,28 @@ static void sharing_with_other_pods_is_off_and_its_options_are_checked(void) {
     CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_RUN, "run", "m", "--kv-secret-file", "x"), SP_E_INVALID);
 }
 
+static void numerics_are_exact_unless_said_and_have_two_words(void) {
+    sp_config c;
+    char path[] = "/tmp/sp_config_XXXXXX";
+    int fd = mkstemp(path);
+    CU_ASSERT_EQUAL(write(fd, "numerics: fast\n", 15), 15);
+    close(fd);
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_RUN, "run", "-m", "m"), SP_OK);
+    CU_ASSERT_STRING_EQUAL(c.numerics, "exact");
+    sp_config_fini(&c);
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_SERVE, "serve", "m", "--config", path), SP_OK);
+    CU_ASSERT_STRING_EQUAL(c.numerics, "fast");
+    sp_config_fini(&c);
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_PLAN, "plan", "-m", "m", "--config", path), SP_OK);
+    sp_config_fini(&c); /* one file for both */
+    CU_ASSERT_EQUAL(PARSE(&c, SP_CMD_SERVE, "serve", "m", "--config", path, "--numerics=quick"),
+                    SP_E_INVALID);
+    CU_ASSERT_STRING_EQUAL(err.text, "option 'numerics': want exact or fast, got 'quick'");
+    unlink(path);
+}
+
 SP_TEST_MAIN("launcher/config", SP_TEST(flags_may_be_spelled_in_every_usual_way),
+             SP_TEST(numerics_are_exact_unless_said_and_have_two_words),
              SP_TEST(a_list_takes_repeats_and_neighbours_and_flags_replace_the_variable),
              SP_TEST(a_file_is_weaker_than_a_variable_and_a_variable_than_a_flag),
              SP_TEST(what_is_refused_is_named_with_what_was_wanted),

@@ -125,6 +125,38 @@ static void what_cannot_be_divided_or_has_other_bits_is_refused(void) {
     want("name=p,role=prefill,tp=3", "name=d,role=decode,tp=3");
     CU_ASSERT_EQUAL(plan(), SP_OK);
 }
+static size_t reserved(const sp_dev_sizes *sizes) {
+    return (size_t)sizes->n_heads << 29; /* half a GiB a head here */
+}
+static size_t packed(int32_t rows, const sp_segments *seg, sp_dtype dtype) {
+    return (size_t)rows * (size_t)seg->edge[seg->n] * (size_t)sp_dtype_bits(dtype) / 8 * 2;
+}
+static void a_device_counts_by_its_own_packing_and_what_it_takes_for_itself(void) {
+    static const sp_dev_ops ops = {.packed_bytes = packed, .reserve_bytes = reserved};
+    const sp_device gpu = {
+        .backend = "cuda", .ops = &ops, .own_memory = true, .memory_bytes = 80 * GIB};
+    const sp_device plain = {.backend = "cuda", .own_memory = true, .memory_bytes = 80 * GIB};
+    sp_config c = {.command = SP_CMD_PLAN, .tp = 1, .pp = 1};
+    nodes(1, 8, 1, false); /* the memory of the node counts for nothing */
+    /* About 100 GiB of weights: two cards as they are, four when packing doubles them and each card
+     * keeps 16 GiB of a tp 2 rank's scratch. */
+    fit.device = &plain;
+    CU_ASSERT_EQUAL_FATAL(sp_pools_of(&pools, &c, &err), SP_OK);
+    REFUSED(SP_E_LIMIT, "weights need", "; would fit: tp 2 x pp 1");
+    fit.device = &gpu;
+    CU_ASSERT_EQUAL_FATAL(sp_pools_of(&pools, &c, &err), SP_OK);
+    REFUSED(SP_E_LIMIT, "weights need", "; would fit: tp 4 x pp 1");
+    c.tp = 4;
+    CU_ASSERT_EQUAL_FATAL(sp_pools_of(&pools, &c, &err), SP_OK);
+    CU_ASSERT_EQUAL_FATAL(plan(), SP_OK);
+    /* 92 % of the card, less 8 GiB, less the plan's own reserve. */
+    const uint64_t there = 80 * GIB / 100 * SP_DEVICE_USABLE_PERCENT - 8 * GIB;
+    CU_ASSERT_EQUAL(planned[0].plan.limit_bytes, there - there / 32);
+    fit.n_devices = 2;
+    c.tp = 2;
+    CU_ASSERT_EQUAL_FATAL(sp_pools_of(&pools, &c, &err), SP_OK);
+    REFUSED(SP_E_LIMIT, "weights need", "; no other shape would fit");
+}
 static void long_words_make_room_for_the_proposal(void) {
     nodes(1, 8, 80, false);
     want("name=p,role=prefill,replicas=2", "name=d,role=decode");
@@ -144,4 +176,5 @@ SP_TEST_MAIN("launcher/fit", SP_TEST(gpu_nodes_are_filled_and_cpu_nodes_share),
              SP_TEST(larger_groups_are_proposed_where_weights_are_too_large),
              SP_TEST(nothing_is_proposed_that_does_not_fit),
              SP_TEST(what_cannot_be_divided_or_has_other_bits_is_refused),
+             SP_TEST(a_device_counts_by_its_own_packing_and_what_it_takes_for_itself),
              SP_TEST(long_words_make_room_for_the_proposal))

@@ -114,27 +114,59 @@ static void a_proof_is_an_hmac_by_its_own_key(void) {
     CU_ASSERT_NOT_EQUAL(memcmp(got, other, sizeof got), 0);
 }
 
+static void numerics(char out[SP_NUMERICS_BYTES], bool null_model, sp_dtype kv_dtype, int32_t tp) {
+    const sp_numerics_of of = {
+        .null_model = null_model, .kv_dtype = kv_dtype, .backend = "cpu", .tp = tp};
+    sp_numerics(out, &of);
+}
+
+static void numerics_name_contract_mode_type_and_class(void) {
+    static const struct {
+        sp_numerics_of of;
+        const char *want;
+    } rows[] = {
+        {{.kv_dtype = SP_DTYPE_BF16, .backend = "cpu", .tp = 1}, "1 exact BF16 cpu"},
+        {{.kv_dtype = SP_DTYPE_BF16, .backend = "cpu-avx2", .tp = 8}, "1 exact BF16 cpu"},
+        {{.kv_dtype = SP_DTYPE_F32, .backend = "ref", .tp = 1}, "1 exact F32 cpu"},
+        {{.kv_dtype = SP_DTYPE_BF16, .backend = "cuda", .tp = 4}, "1 exact BF16 cuda"},
+        {{.kv_dtype = SP_DTYPE_BF16, .backend = "emu", .tp = 1}, "1 exact BF16 emu"},
+        {{.kv_dtype = SP_DTYPE_BF16, .backend = "cuda", .tp = 6}, "1 exact BF16 cuda tp 6"},
+        {{.fast = true, .kv_dtype = SP_DTYPE_F16, .backend = "cuda", .tp = 1}, "1 fast F16 cuda"},
+        {{.fast = true, .kv_dtype = SP_DTYPE_F16, .backend = "cuda", .tp = 6}, "1 fast F16 cuda"},
+        {{.fast = true, .kv_dtype = SP_DTYPE_F16, .backend = "emu", .tp = 2}, "1 fast F16 emu"},
+        {{.null_model = true, .kv_dtype = SP_DTYPE_F32, .backend = "cpu", .tp = 2},
+         "1 null F32 cpu"},
+    };
+    for (size_t i = 0; i < SP_LEN(rows); i++) {
+        char id[SP_NUMERICS_BYTES];
+        memset(id, 'x', sizeof id);
+        sp_numerics(id, &rows[i].of);
+        CU_ASSERT_STRING_EQUAL(id, rows[i].want);
+        for (size_t k = strlen(id); k < sizeof id; k++) CU_ASSERT_EQUAL(id[k], 0);
+    }
+}
+
 static void numerics_name_a_degree_only_where_it_changes_bits(void) {
     char one[SP_NUMERICS_BYTES], other[SP_NUMERICS_BYTES];
-    sp_numerics(one, false, SP_DTYPE_BF16, 1);
+    numerics(one, false, SP_DTYPE_BF16, 1);
     static const int32_t exact[] = {2, 4, 8};
     for (size_t i = 0; i < SP_LEN(exact); i++) {
-        sp_numerics(other, false, SP_DTYPE_BF16, exact[i]);
+        numerics(other, false, SP_DTYPE_BF16, exact[i]);
         CU_ASSERT_STRING_EQUAL(one, other);
     }
     static const int32_t inexact[] = {3, 5, 6, 7, 12, 16, 64};
     for (size_t i = 0; i < SP_LEN(inexact); i++) {
         char again[SP_NUMERICS_BYTES];
-        sp_numerics(other, false, SP_DTYPE_BF16, inexact[i]);
+        numerics(other, false, SP_DTYPE_BF16, inexact[i]);
         CU_ASSERT_STRING_NOT_EQUAL(one, other);
-        sp_numerics(again, false, SP_DTYPE_BF16, inexact[i] + 9); /* another such degree */
+        numerics(again, false, SP_DTYPE_BF16, inexact[i] + 9); /* another such degree */
         CU_ASSERT_STRING_NOT_EQUAL(other, again);
         snprintf(again, sizeof again, "tp %d", (int)inexact[i]);
         CU_ASSERT_PTR_NOT_NULL(strstr(other, again)); /* whole, not cut off */
     }
-    sp_numerics(other, false, SP_DTYPE_F16, 1);
+    numerics(other, false, SP_DTYPE_F16, 1);
     CU_ASSERT_STRING_NOT_EQUAL(one, other);
-    sp_numerics(other, true, SP_DTYPE_BF16, 1);
+    numerics(other, true, SP_DTYPE_BF16, 1);
     CU_ASSERT_STRING_NOT_EQUAL(one, other);
 }
 
@@ -168,5 +200,6 @@ SP_TEST_MAIN("launcher/kv_share", SP_TEST(without_a_file_nothing_is_shared),
              SP_TEST(every_byte_of_a_secret_counts),
              SP_TEST(a_secret_that_is_none_or_not_ours_alone_is_refused),
              SP_TEST(a_proof_is_an_hmac_by_its_own_key),
+             SP_TEST(numerics_name_contract_mode_type_and_class),
              SP_TEST(numerics_name_a_degree_only_where_it_changes_bits),
              SP_TEST(identities_differ_by_model_numerics_and_block_size))

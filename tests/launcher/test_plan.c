@@ -1,5 +1,7 @@
 /* Covers launcher/plan.c: the plan of a model on named devices, and what does not fit. */
 #include "launcher/plan.h"
+
+#include "kernels/dev.h"
 #include "runtime/base/json.h"
 #include "tests/harness.h"
 
@@ -226,6 +228,49 @@ static void pools_that_cannot_be_are_refused(void) {
             "pool 'p': --pp-layers add up to 7 layers");
 }
 
+/* ---- devices ---- */
+
+static bool has_emulated(void) {
+    const sp_dev_plugin *p;
+    return sp_dev_plugin_open(&p, "emu", NULL) == SP_OK;
+}
+static void the_gpus_of_this_machine_are_planned_without_nodes(void) {
+    if (!has_emulated()) SP_SKIP("no superpod_cuda_emu.so");
+    CU_ASSERT_EQUAL_FATAL(RUN("--device", "emu"), 0);
+    CU_ASSERT_PTR_NOT_NULL(strstr(out, "on 1 x 1 emulated device sm_80: tp 1 x pp 1"));
+    CU_ASSERT_PTR_NOT_NULL(strstr(out, "no times are predicted"));
+    CU_ASSERT_EQUAL_FATAL(RUN("--device", "emu", "--json"), 0);
+    sp_json *doc = json();
+    const sp_json_node *root = sp_json_root(doc);
+    CU_ASSERT(sp_json_bool(sp_json_find(root, "packing_known")));
+    CU_ASSERT_EQUAL(sp_json_count(sp_json_find(root, "predicted")), 0);
+    /* What a rank would take for itself is not offered. */
+    CU_ASSERT(number(root, "limit_bytes") < (INT64_C(4) << 30) / 100 * 92);
+    sp_json_free(doc);
+}
+static void cards_that_are_not_here_are_counted_by_the_plugin_s_packing(void) {
+    if (!has_emulated()) SP_SKIP("no superpod_cuda_emu.so");
+    int64_t limit[2];
+    for (int i = 0; i < 2; i++) {
+        int code = i ? RUN("--nodes", "L4-24G", "--device", "emu", "--json")
+                     : RUN("--nodes", "L4-24G", "--json");
+        CU_ASSERT_EQUAL_FATAL(code, 0);
+        sp_json *doc = json();
+        limit[i] = number(sp_json_root(doc), "limit_bytes");
+        CU_ASSERT(sp_json_count(sp_json_find(sp_json_root(doc), "predicted")) == 2);
+        sp_json_free(doc);
+    }
+    CU_ASSERT_EQUAL(limit[0], limit[1]); /* every plugin packs alike */
+}
+static void a_device_and_nodes_that_contradict_are_refused(void) {
+    REFUSED(RUN("--nodes", "CPU-16G", "--device", "emu"), 10,
+            "'CPU-16G' of option 'nodes' is no GPU");
+    REFUSED(RUN("--nodes", "L4-24G", "--device", "cpu"), 10, "'L4-24G' of option 'nodes' is a GPU");
+    REFUSED(RUN("--nodes", "CPU-16G", "--device", "banana"), 10, "got 'banana'");
+    REFUSED(RUN("--device", "cpu"), 2, "--nodes");
+    CU_ASSERT_EQUAL(RUN("--nodes", "CPU-16G", "--device", "cpu"), 0);
+}
+
 SP_TEST_MAIN("launcher/plan", SP_TEST(devices_and_nodes_give_the_degrees),
              SP_TEST(every_layer_head_and_parameter_is_somewhere),
              SP_TEST(the_table_has_a_line_for_each_rank),
@@ -236,4 +281,7 @@ SP_TEST_MAIN("launcher/plan", SP_TEST(devices_and_nodes_give_the_degrees),
              SP_TEST(the_table_says_where_groups_lie_and_when_they_are_balanced),
              SP_TEST(a_file_of_pools_is_planned),
              SP_TEST(pools_that_do_not_fit_are_told_with_what_would),
-             SP_TEST(pools_that_cannot_be_are_refused))
+             SP_TEST(pools_that_cannot_be_are_refused),
+             SP_TEST(the_gpus_of_this_machine_are_planned_without_nodes),
+             SP_TEST(cards_that_are_not_here_are_counted_by_the_plugin_s_packing),
+             SP_TEST(a_device_and_nodes_that_contradict_are_refused))

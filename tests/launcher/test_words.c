@@ -101,6 +101,8 @@ static void a_wrong_word_is_refused_by_its_key(void) {
 static void an_address_goes_round(void) {
     sp_address in = {.share = "superpod-1-ab", .ucx_bytes = SP_UCX_ADDRESS_MAX, .kv = "kvx 1"}, got;
     for (size_t i = 0; i < in.ucx_bytes; i++) in.ucx[i] = (unsigned char)(i * 37);
+    in.tp.is = true;
+    for (size_t i = 0; i < SP_DEV_GROUP_ID_BYTES; i++) in.tp.id.bytes[i] = (unsigned char)(i * 3);
     fresh();
     sp_address_write(&in, &text);
     CU_ASSERT_EQUAL_FATAL(sp_address_read(&got, said(), &err), SP_OK);
@@ -108,11 +110,14 @@ static void an_address_goes_round(void) {
     CU_ASSERT_EQUAL(memcmp(got.ucx, in.ucx, in.ucx_bytes), 0);
     CU_ASSERT_STRING_EQUAL(got.share, in.share);
     CU_ASSERT_STRING_EQUAL(got.kv, in.kv);
+    CU_ASSERT(got.tp.is && !got.pp.is);
+    CU_ASSERT_EQUAL(memcmp(&got.tp.id, &in.tp.id, sizeof in.tp.id), 0);
     fresh();
     sp_address_write(&(sp_address){.ucx_bytes = 0}, &text);
     CU_ASSERT_EQUAL_FATAL(sp_address_read(&got, said(), &err), SP_OK);
     CU_ASSERT_EQUAL(got.ucx_bytes, 0);
     CU_ASSERT_STRING_EQUAL(got.share, "");
+    CU_ASSERT(!got.tp.is && !got.pp.is);
     fresh();
 }
 static void refused_address(const char *json, const char *word) {
@@ -123,24 +128,39 @@ static void refused_address(const char *json, const char *word) {
     CU_ASSERT_PTR_NOT_NULL(strstr(err.text, word));
 }
 static void an_address_of_other_digits_is_refused(void) {
-    refused_address("{\"share\":\"\",\"ucx\":\"abc\",\"kv\":\"\"}", "odd number");
-    refused_address("{\"share\":\"\",\"ucx\":\"0g\",\"kv\":\"\"}", "hexadecimal");
-    refused_address("{\"share\":\"\",\"ucx\":\"AB\",\"kv\":\"\"}", "hexadecimal");
-    refused_address("{\"share\":\"\",\"ucx\":\" 1\",\"kv\":\"\"}", "hexadecimal");
-    refused_address("{\"share\":\"\"}", "3 keys");
+    refused_address("{\"share\":\"\",\"ucx\":\"abc\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}",
+                    "odd number");
+    refused_address("{\"share\":\"\",\"ucx\":\"0g\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}",
+                    "hexadecimal");
+    refused_address("{\"share\":\"\",\"ucx\":\" 1\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}",
+                    "hexadecimal");
+    refused_address("{\"share\":\"\"}", "5 keys");
+    refused_address("{\"share\":\"\",\"ucx\":\"\",\"kv\":\"\",\"tp_id\":\"00\",\"pp_id\":\"\"}",
+                    "tp_id: want 256 digits or none, got 2");
+    char id[2 * SP_DEV_GROUP_ID_BYTES + 1] = "", *json = NULL;
+    memset(id, 'g', sizeof id - 1);
+    CU_ASSERT_FATAL(asprintf(&json,
+                             "{\"share\":\"\",\"ucx\":\"\",\"kv\":\"\",\"tp_id\":\"\","
+                             "\"pp_id\":\"%s\"}",
+                             id) > 0);
+    refused_address(json, "pp_id: want hexadecimal digits");
+    free(json);
     fresh();
     for (int i = 0; i < SP_UCX_ADDRESS_MAX + 1; i++) sp_buf_puts(&text, "00");
-    char *json = NULL;
-    CU_ASSERT_FATAL(asprintf(&json, "{\"share\":\"\",\"ucx\":\"%s\",\"kv\":\"\"}", text.ptr) > 0);
+    json = NULL;
+    CU_ASSERT_FATAL(
+        asprintf(&json, "{\"share\":\"\",\"ucx\":\"%s\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}",
+                 text.ptr) > 0);
     refused_address(json, "want at most 4096 bytes");
     free(json);
 }
 
 static void peers_are_as_many_as_ranks_and_in_order(void) {
     static sp_address got[3]; /* large */
-    sp_slice in[3] = {SP_SLICE("{\"share\":\"a\",\"ucx\":\"\",\"kv\":\"\"}"),
-                      SP_SLICE("{\"share\":\"\",\"ucx\":\"0102ff\",\"kv\":\"\"}"),
-                      SP_SLICE("{\"share\":\"c\",\"ucx\":\"\",\"kv\":\"\"}")};
+    sp_slice in[3] = {
+        SP_SLICE("{\"share\":\"a\",\"ucx\":\"\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}"),
+        SP_SLICE("{\"share\":\"\",\"ucx\":\"0102ff\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}"),
+        SP_SLICE("{\"share\":\"c\",\"ucx\":\"\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}")};
     fresh();
     sp_peers_write(in, 3, &text);
     CU_ASSERT_EQUAL_FATAL(sp_peers_read(got, 3, said(), &err), SP_OK);
@@ -151,11 +171,17 @@ static void peers_are_as_many_as_ranks_and_in_order(void) {
     CU_ASSERT_EQUAL(sp_peers_read(got, 2, said(), &err), SP_E_INVALID);
     CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "want 2 addresses, got 3"));
     CU_ASSERT_EQUAL(
-        sp_peers_read(got, 1, SP_SLICE("{\"share\":\"\",\"ucx\":\"\",\"kv\":\"\"}"), &err),
+        sp_peers_read(
+            got, 1,
+            SP_SLICE("{\"share\":\"\",\"ucx\":\"\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}"),
+            &err),
         SP_E_INVALID);
     CU_ASSERT_EQUAL(sp_peers_read(got, 1, SP_SLICE("[1]"), &err), SP_E_INVALID);
     CU_ASSERT_EQUAL(
-        sp_peers_read(got, 1, SP_SLICE("[{\"share\":\"\",\"ucx\":\"zz\",\"kv\":\"\"}]"), &err),
+        sp_peers_read(
+            got, 1,
+            SP_SLICE("[{\"share\":\"\",\"ucx\":\"zz\",\"kv\":\"\",\"tp_id\":\"\",\"pp_id\":\"\"}]"),
+            &err),
         SP_E_INVALID);
     CU_ASSERT_EQUAL(sp_peers_read(got, 1, SP_SLICE("[[[[[[]]]]]]"), &err), SP_E_TOOLONG);
     sp_buf_fini(&text);

@@ -259,7 +259,22 @@ static void what_is_not_utf8_is_refused(void) {
     CU_ASSERT(!sp_utf8_valid(SP_SLICE("\xed\xa0\x80")));
 }
 
-SP_TEST_MAIN("runtime/base/str", SP_TEST(slices_compare_by_bytes),
+static void hexadecimal_goes_round_and_refuses_what_is_none(void) {
+    const unsigned char bytes[3] = {0, 0x9a, 0xff};
+    unsigned char got[3];
+    char text[7];
+    sp_hex_write(text, bytes, sizeof bytes);
+    CU_ASSERT_STRING_EQUAL(text, "009aff");
+    CU_ASSERT_EQUAL(sp_hex_read(got, sizeof got, "009AfF"), SP_OK);
+    CU_ASSERT_EQUAL(memcmp(got, bytes, sizeof got), 0);
+    static const char *const bad[] = {"", "009af", "009aff0", "009afg", " 09aff", "0x9aff"};
+    for (size_t i = 0; i < SP_LEN(bad); i++)
+        CU_ASSERT_EQUAL(sp_hex_read(got, sizeof got, bad[i]), SP_E_INVALID);
+    CU_ASSERT_EQUAL(sp_hex_read(got, 0, ""), SP_OK);
+}
+
+SP_TEST_MAIN("runtime/base/str", SP_TEST(hexadecimal_goes_round_and_refuses_what_is_none),
+             SP_TEST(slices_compare_by_bytes),
              SP_TEST(a_needle_is_found_from_where_it_is_looked_for), SP_TEST(the_hash_is_fnv),
              SP_TEST(a_buffer_holds_what_was_put_and_ends_with_nul),
              SP_TEST(a_buffer_never_grows_past_its_limit),

@@ -75,7 +75,7 @@ static void storm_op(storm *s) {
     }
 }
 
-static void run_storm(int seed, int ops, int tp, int pp) {
+static void run_storm(int seed, int ops, int tp, int pp, bool ahead) {
     static const int32_t budgets[] = {1, 7, 64}, sizes[] = {8, 16, 32};
     static storm s;
     memset(&s, 0, sizeof s);
@@ -94,7 +94,7 @@ static void run_storm(int seed, int ops, int tp, int pp) {
     if (tp * pp > 1)
         pod_start_shape(&s.p, c, n_blocks, -1, tp, pp);
     else
-        pod_start(&s.p, &c, n_blocks, -1);
+        (ahead ? pod_start_ahead : pod_start)(&s.p, &c, n_blocks, -1);
     for (int i = 0; i < ops; i++) storm_op(&s);
     pod_finish(&s.p, s.a, ASKS);
     for (int i = 0; i < ASKS; i++)
@@ -114,12 +114,19 @@ static void run_storm(int seed, int ops, int tp, int pp) {
                seed, tp, pp, s.submitted, s.checked, (unsigned long long)COUNTER(&s.p, preemptions),
                (unsigned long long)COUNTER(&s.p, prefix_hits),
                (unsigned long long)COUNTER(&s.p, steps));
+    if (ahead) CU_ASSERT(s.p.rank.ahead.n_deep > 0);
     pod_end(&s.p);
 }
 
 static void a_storm_of_requests_gives_the_tokens_of_each_alone(void) {
     const char *ops = getenv("SP_TEST_OPS");
-    for (int seed = 0; seed < 18; seed++) run_storm(seed, ops ? atoi(ops) : 250, 1, 1);
+    for (int seed = 0; seed < 18; seed++) run_storm(seed, ops ? atoi(ops) : 250, 1, 1, false);
+}
+
+/* The rank submits steps of which it does not know all tokens, and answers them when they end. */
+static void a_storm_for_a_device_that_runs_ahead_gives_the_same_tokens(void) {
+    const char *ops = getenv("SP_TEST_OPS");
+    for (int seed = 0; seed < 18; seed++) run_storm(200 + seed, ops ? atoi(ops) : 200, 1, 1, true);
 }
 
 /* Every rank of the pod has to agree with all others on every token, every table and every block. */
@@ -128,7 +135,7 @@ static void a_storm_over_many_ranks_gives_the_same_tokens(void) {
     const char *ops = getenv("SP_TEST_OPS");
     for (int seed = 0; seed < 18; seed++) {
         const int *shape = shapes[(size_t)(seed * 5 + seed / 6) % SP_LEN(shapes)];
-        run_storm(100 + seed, ops ? atoi(ops) : 120, shape[0], shape[1]);
+        run_storm(100 + seed, ops ? atoi(ops) : 120, shape[0], shape[1], false);
     }
 }
 
@@ -175,5 +182,6 @@ static void the_engine_thread_needs_little_for_a_step(void) {
 
 SP_TEST_MAIN("runtime/engine/engine storm",
              SP_TEST(a_storm_of_requests_gives_the_tokens_of_each_alone),
+             SP_TEST(a_storm_for_a_device_that_runs_ahead_gives_the_same_tokens),
              SP_TEST(a_storm_over_many_ranks_gives_the_same_tokens),
              SP_TEST(the_engine_thread_needs_little_for_a_step))

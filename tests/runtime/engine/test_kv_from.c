@@ -239,8 +239,11 @@ static void wait_woken(borrower *b) {
 
 static sp_wire_kv_pulled wait_done(borrower *b) {
     sp_wire_kv_pulled done;
-    while (!b->k->poll_done(b->k->ctx, &done)) wait_woken(b);
-    return done;
+    sp_err err = {0};
+    for (;; wait_woken(b)) {
+        must(b->k->settle(b->k->ctx, &err), &err);
+        if (b->k->poll_done(b->k->ctx, &done)) return done;
+    }
 }
 
 static void expect_all(borrower *b, uint64_t transfer, int32_t n, sp_kvx_fault want) {

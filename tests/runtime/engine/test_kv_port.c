@@ -188,7 +188,9 @@ static sp_status pull_all(rank *r) {
     const sp_wire_kv_pull pull = {.transfer = 77, .lease = 1, .source = 0, .n = n, .moves = moves};
     SP_TRY(k->pull(k->ctx, &pull, &r->err));
     sp_wire_kv_pulled done;
-    while (!k->poll_done(k->ctx, &done)) {
+    for (;;) {
+        SP_TRY(k->settle(k->ctx, &r->err));
+        if (k->poll_done(k->ctx, &done)) break;
         sp_frame f;
         sp_status st = sp_link_recv(r->link, &f, sp_now_ns() + 30 * SP_NS_PER_S, &r->err);
         if (st != SP_AGAIN) return SP_E_INTERNAL;
@@ -454,6 +456,7 @@ static void what_was_not_configured_is_refused(void) {
     CU_ASSERT_EQUAL(k->leave(k->ctx, &leave, &err), SP_OK); /* the lease ends by itself */
     CU_ASSERT_EQUAL(sp_kv_port_failed_notices(p), 1);
     CU_ASSERT(!k->poll_note(k->ctx, &note));
+    CU_ASSERT_EQUAL(k->settle(k->ctx, &err), SP_OK);
     CU_ASSERT(!k->poll_done(k->ctx, &done));
     sp_kv_port_close(p);
 }

@@ -23,7 +23,8 @@ typedef struct fake { /* what the callbacks saw, and what they are to give */
     char text[64];
     size_t text_bytes;
     sp_wire_kv_leave left;
-    sp_status gives;
+    sp_status gives, settles;
+    int32_t n_settles;
     pthread_mutex_t lock; /* of what is to be told: a test's thread says so */
     sp_stage_kv_note notes[4];
     uint64_t done[4];
@@ -89,6 +90,12 @@ static bool poll_done(void *ctx, sp_wire_kv_pulled *out) {
     return is;
 }
 
+static sp_status settle(void *ctx, sp_err *err) {
+    fake *f = ctx;
+    f->n_settles++;
+    return f->settles ? SP_FAIL(err, f->settles, "the copies went wrong") : SP_OK;
+}
+
 typedef struct bench {
     sp_link *head, *rank;
     sp_null_model *null;
@@ -112,7 +119,8 @@ static void bench_init(bench *b, bool with_kvx) {
         .n_vocab = 61, .n_blocks = BLOCKS, .block_tokens = 8, .max_step_rows = 64};
     CU_ASSERT_EQUAL_FATAL(sp_null_model_create(&b->null, &nc, &err), SP_OK);
     const sp_stage_model m = sp_null_model_callbacks(b->null);
-    b->kvx = (sp_stage_kvx){seal, free_blocks, pull, source, leave, poll_note, poll_done, &b->fake};
+    b->kvx = (sp_stage_kvx){seal,      free_blocks, pull,   source,  leave,
+                            poll_note, poll_done,   settle, &b->fake};
     const sp_stage_config sc = {.offer = sp_fake_offer(61, BLOCKS, 8),
                                 .role = {.embeds = true, .samples = true},
                                 .kvx = with_kvx ? &b->kvx : NULL};
@@ -319,6 +327,26 @@ static void a_pull_that_ends_while_the_rank_waits_is_told_at_once(void) {
     bench_fini(&b);
 }
 
+static void a_pull_that_cannot_be_made_ready_ends_the_rank_by_a_fault(void) {
+    bench b;
+    sp_err err = {0};
+    sp_fault reason;
+    char text[SP_FAULT_TEXT_MAX + 1];
+    bench_init(&b, true);
+    b.fake.settles = SP_E_DEVICE;
+    CU_ASSERT_EQUAL_FATAL(sp_thread_start(&b.thread, "rank", run, &b, &err), SP_OK);
+    CU_ASSERT_EQUAL(next(&b).type, SP_FRAME_READY);
+    finish(&b, 3);
+    const sp_frame f = next(&b); /* and nothing of the pull */
+    CU_ASSERT_EQUAL_FATAL(f.type, SP_FRAME_FAULT);
+    CU_ASSERT_EQUAL_FATAL(sp_wire_fault_decode(f.payload, f.length, &reason, text, &err), SP_OK);
+    CU_ASSERT_EQUAL(reason, SP_FAULT_DEVICE);
+    CU_ASSERT_PTR_NOT_NULL(strstr(text, "the copies went wrong"));
+    sp_thread_join(&b.thread);
+    CU_ASSERT_EQUAL(b.ended, SP_E_DEVICE);
+    bench_fini(&b);
+}
+
 /* What is said of a pull before it ends must not come after its end. */
 static void renewals_and_leases_are_told_before_what_has_ended(void) {
     bench b;
@@ -360,4 +388,5 @@ SP_TEST_MAIN("runtime/engine/stage_kv",
              SP_TEST(frames_that_cannot_be_are_protocol_errors),
              SP_TEST(a_rank_without_the_callbacks_knows_no_such_frame),
              SP_TEST(a_pull_that_ends_while_the_rank_waits_is_told_at_once),
+             SP_TEST(a_pull_that_cannot_be_made_ready_ends_the_rank_by_a_fault),
              SP_TEST(renewals_and_leases_are_told_before_what_has_ended))

@@ -162,6 +162,12 @@ static void the_small_frames_are_read_as_they_were_sent(void) {
     sp_wire_progress progress;
     CU_ASSERT_EQUAL_FATAL(sp_wire_progress_decode(frame, good_progress(), &progress, &err), SP_OK);
     CU_ASSERT(progress.done_bytes == 7 && progress.all_bytes == 9);
+    const sp_wire_times sent = {11, 13};
+    sp_wire_times times;
+    CU_ASSERT_EQUAL_FATAL(sp_wire_times_decode(&sent, sizeof sent, &times, &err), SP_OK);
+    CU_ASSERT(times.busy_ns == 11 && times.idle_ns == 13);
+    CU_ASSERT_EQUAL(sp_wire_times_decode(&sent, sizeof sent - 8, &times, &err), SP_E_PROTOCOL);
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "'times'"));
     sp_fault reason;
     char text[SP_FAULT_TEXT_MAX + 1];
     CU_ASSERT_EQUAL_FATAL(sp_wire_fault_decode(frame, good_fault(), &reason, text, &err), SP_OK);

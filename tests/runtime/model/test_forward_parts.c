@@ -359,7 +359,7 @@ static sp_status weighing_pack(sp_dev *dev, sp_weight **out, const sp_weight_par
                                int n_parts, const sp_segments *seg, sp_err *err) {
     int32_t rows = 0;
     for (int i = 0; i < n_parts; i++) rows += parts[i].rows;
-    weighed.packed_bytes += sp_dev_cpu.packed_bytes(rows, parts[0].cols, parts[0].dtype);
+    weighed.packed_bytes += sp_dev_cpu.packed_bytes(rows, seg, parts[0].dtype);
     return sp_dev_cpu.pack(dev, out, parts, n_parts, seg, err);
 }
 
