@@ -7,9 +7,12 @@ WORKDIR /src
 COPY configs/packages.txt configs/install.sh configs/
 RUN configs/install.sh run
 COPY . .
-RUN make --no-print-directory -j"$(nproc)" all && strip build/release/superpod
-# The Debian packages that own the libraries the binary is linked with, by the binary itself.
-RUN ldd build/release/superpod | awk '$3 ~ /^\// { print $3 }' | xargs -n 1 realpath \
+# Plugins for GPUs are those that could be built: without nvcc in this stage, the emulated one alone.
+RUN make --no-print-directory -j"$(nproc)" install DESTDIR=/src/build/image \
+    && strip build/image/usr/local/bin/superpod
+# The Debian packages that own the libraries these are linked with, by themselves.
+RUN ldd build/image/usr/local/bin/superpod build/image/usr/local/lib/superpod/*.so \
+    | awk '$3 ~ /^\// { print $3 }' | sort -u | xargs -n 1 realpath \
     | while read -r lib; do dpkg -S "$lib" || dpkg -S "${lib#/usr}"; done \
     | cut -d: -f1 | sort -u >build/libraries && grep -q libevent build/libraries && grep -q libxxhash build/libraries
 # Opened at run time, so the binary does not tell: collectives between nodes, the meeting by PMIx.
@@ -23,7 +26,7 @@ RUN apt-get -q -y update \
     && groupadd --gid 10001 superpod \
     && useradd --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin \
         --uid 10001 --gid 10001 superpod
-COPY --from=build /src/build/release/superpod /usr/local/bin/superpod
+COPY --from=build /src/build/image/usr/local/ /usr/local/
 # A number, so that runAsNonRoot can be proven.
 USER 10001:10001
 EXPOSE 8000 7000

@@ -2,7 +2,7 @@
 # The figures that matter, as ratios where that is possible: this machine's own speed cancels out.
 #
 #   make bench                                  all of them, about twelve minutes
-#   tests/bench.sh http prefix                  some: http prefix start idle pod split vllm
+#   tests/bench.sh http prefix                  some: http prefix start idle pod split gpu vllm
 #   VLLM_PYTHON=/venv/bin/python make bench     also vLLM on the same model, in the same run
 #
 # A benchmark is no test: nothing fails here. "floor" is what must hold, "goal" what is wanted.
@@ -263,6 +263,30 @@ bench_pod() {
 # shellcheck source=tests/bench_split.sh
 source tests/bench_split.sh
 
+# ---- a GPU against what it can give -----------------------------------------------------------------
+# GPU_MODEL=DIR: its shapes, and decode steps.
+bench_gpu() {
+    local why
+    why=$("$superpod" inspect topology --json | jq -r '.backend.why // ""')
+    if [ -n "$why" ]; then
+        row "a GPU" "skipped" - -
+        echo "  $why"
+        return
+    fi
+    "$superpod" bench gpu ${GPU_MODEL:+--model "$GPU_MODEL"} --json >"$dir/gpu" || return
+    row "copy inside the card, read and written" "$(calc %.0f "$(jq .copy_gb_per_s "$dir/gpu")") GB/s" - -
+    row "largest product" "$(calc %.1f "$(jq .gemm_tflop_per_s "$dir/gpu")") TFLOP/s" - -
+    row "smallest launch" "$(calc %.2f "$(jq .launch_us "$dir/gpu")") us" - -
+    local op
+    for op in add_rmsnorm embed act_mul gemm rope_store attend draw; do
+        jq -r --arg op $op '[.operations[] | select(.op == $op)] | if length == 0 then empty
+            else (min_by(.ratio), max_by(.ratio)) | "\(.op) \(.shape)\t\(.ratio)" end' "$dir/gpu" |
+            while IFS=$'\t' read -r name ratio; do row "  $name" "$(calc %.2f "$ratio") x floor" - -; done
+    done
+    jq -r '.decode[] | select(.why == null) | "\(.batch)\t\(.tok_per_s)"' "$dir/gpu" |
+        while IFS=$'\t' read -r batch rate; do row "decode steps, batch $batch" "$(calc %.0f "$rate") tok/s" - -; done
+}
+
 # ---- vLLM's CPU build on the same model, in turns with ours ----------------------------------------
 bench_vllm() {
     local python=${VLLM_PYTHON:-} ours_port theirs_port ours theirs i ready
@@ -301,6 +325,6 @@ bench_vllm() {
 }
 
 [ -x $superpod ] || { echo "not built: $superpod" >&2 && exit 1; }
-[ $# -gt 0 ] || set -- http prefix start idle pod split vllm
+[ $# -gt 0 ] || set -- http prefix start idle pod split gpu vllm
 row figure value floor goal
 for part in "$@"; do "bench_$part"; done

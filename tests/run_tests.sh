@@ -63,7 +63,7 @@ helpers() { find tests/e2e -name '*.c' | sort | sed "s#^#build/$1/#; s#\.c\$##";
 mkdir -p build
 # What did not build is counted below as well, by its own name: the rest still runs.
 # shellcheck disable=SC2046 # names of ours, one word each
-build "build (release)" all tests $(helpers release)
+build "build (release)" all emu tests $(helpers release) NVCC=
 count "unit tests (release)" tests/run_unit.sh build/release
 
 # The scripts mostly wait: beside them, at the lowest priority, the builds that come after them.
@@ -71,29 +71,32 @@ mapfile -t programs < <(unit_programs | grep -E "$threaded")
 # shellcheck disable=SC2046
 setsid nice -n 19 bash -c 'asan=$1 && shift
     make -k -j2 MODE=asan all tests $asan
-    make -k -j2 MODE=tsan "$@"' beside "$(helpers asan | tr '\n' ' ')" "${programs[@]/#/build/tsan/}" \
+    make -k -j2 MODE=tsan "$@"
+    make -k -j2 all' beside "$(helpers asan | tr '\n' ' ')" "${programs[@]/#/build/tsan/}" \
     >/dev/null 2>&1 </dev/null &
 beside=$!
-# So does Slurm, for its daemons: its script has a log of its own, counted when the others are done.
-slurm=
-if [ -n "$everything" ]; then
-    tests/e2e/slurm.sh >build/slurm.log 2>&1 </dev/null &
-    slurm=$!
-fi
-trap 'kill -- "-$beside" $slurm 2>/dev/null' EXIT
+# So do Slurm, for its daemons, and a pod with a rank that hangs: their scripts have logs of their own,
+# counted when the others are done.
+apart=(emulated_hang) waiting=()
+[ -z "$everything" ] || apart+=(slurm)
+for name in "${apart[@]}"; do
+    "tests/e2e/$name.sh" >"build/$name.log" 2>&1 </dev/null &
+    waiting+=($!)
+done
+trap 'kill -- "-$beside" "${waiting[@]}" 2>/dev/null' EXIT
 trap 'exit 143' INT TERM
 
 for script in tests/e2e/*.sh; do
     name=$(basename "$script" .sh)
     case $name in
-    lib | *_lib | slurm) ;;
+    lib | *_lib | slurm | emulated_hang) ;;
     *) count "end to end: $name" "$script" ;;
     esac
 done
-if [ -n "$slurm" ]; then
-    wait "$slurm"
-    count "end to end: slurm" cat build/slurm.log
-fi
+for i in "${!apart[@]}"; do
+    wait "${waiting[$i]}"
+    count "end to end: ${apart[$i]}" cat "build/${apart[$i]}.log"
+done
 
 # Whatever the builds said is said again by these.
 wait "$beside"
@@ -107,6 +110,9 @@ done
 
 build "build (tsan)" MODE=tsan "${programs[@]/#/build/tsan/}"
 count "unit tests (tsan)" tests/run_unit.sh build/tsan "${programs[@]}"
+
+# The same kernels by nvcc, where it is: warnings are errors, and nothing of it can run here.
+build "build (cuda)" all
 
 if [ ${#failures[@]} -gt 0 ]; then
     echo "failed:"

@@ -61,6 +61,43 @@ wrong_token_ids_are_refused() {
     done
 }
 
+# ---- devices -------------------------------------------------------------------------------------
+
+a_device_that_cannot_be_used_is_refused() {
+    local backend file
+    for backend in cuda emu; do
+        file=superpod_cuda$([ $backend = cuda ] || echo _emu).so
+        [ ! -e "$BUILD/$file" ] || continue
+        superpod serve --model $PODLING --device $backend
+        expect_refused 10 "option 'device' is $backend" "$file" "make $backend"
+    done
+    [ -e "$BUILD/superpod_cuda_emu.so" ] || skip "no superpod_cuda_emu.so"
+    SUPERPOD_EMU_DEVICES=0 superpod serve --model $PODLING --device emu
+    expect_refused 10 "option 'device' is emu: no GPU on this machine"
+    SUPERPOD_EMU_DRIVER=0 superpod serve --model $PODLING --device emu
+    expect_refused 10 "option 'device' is emu: no CUDA driver on this machine"
+    SUPERPOD_EMU_DRIVER=12080 superpod run --model $PODLING --device emu x
+    expect_refused 10 'driver is of version 12.8, older than the toolkit 13'
+    SUPERPOD_EMU_ARCH=75 superpod bench step --model $PODLING --device emu
+    expect_refused 10 'compute capability 7.5, want 8.0 or newer'
+    # What is only asked for is an answer, not an error.
+    SUPERPOD_EMU_DRIVER=0 superpod inspect topology --device emu
+    expect_ok
+    expect_match "inspect topology" "$OUT" 'emu +none: no CUDA driver on this machine'
+}
+too_little_device_memory_is_refused_before_anything_is_loaded() {
+    local there
+    [ -e "$BUILD/superpod_cuda_emu.so" ] || skip "no superpod_cuda_emu.so"
+    export SUPERPOD_EMU_MEMORY_MB=30
+    superpod serve --model $PODLING --device emu
+    expect_refused 10 'weights need [0-9.]+ MiB and activations [0-9.]+ MiB, [0-9.]+ MiB are there' \
+        'would fit: tp [248] x pp'
+    there=$(grep -o 'weights need .* are there' "$DIR/err")
+    superpod plan --model $PODLING --device emu
+    expect_refused 10 'would fit'
+    expect_eq "what plan says" "$(grep -o 'weights need .* are there' "$DIR/err")" "$there"
+}
+
 # ---- model directories ---------------------------------------------------------------------------
 
 # refused_model REGEX...: `serve`, `run` and `inspect logits` refuse $DIR/model, each in one line.
@@ -360,7 +397,8 @@ wrong_prompts_are_400() {
 }
 
 run_cases bad_input wrong_options_are_usage_errors a_wrong_configuration_file_is_refused \
-    wrong_token_ids_are_refused a_model_that_is_not_there_is_refused a_broken_config_is_refused \
+    wrong_token_ids_are_refused a_device_that_cannot_be_used_is_refused \
+    too_little_device_memory_is_refused_before_anything_is_loaded a_model_that_is_not_there_is_refused a_broken_config_is_refused \
     a_config_that_lies_about_the_weights_is_refused broken_weights_are_refused \
     broken_shards_are_refused a_broken_tokenizer_is_refused \
     inspect_tensors_refuses_what_is_no_safetensors_file no_memory_for_what_is_asked_is_refused \

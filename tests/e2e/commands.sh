@@ -6,7 +6,7 @@ source "$(dirname "$0")/lib.sh"
 every_command_has_help() {
     local words
     for words in "" serve run inspect "inspect tokens" "inspect template" "inspect tensors" "inspect logits" \
-        bench "bench step" "bench http"; do
+        "inspect topology" bench "bench step" "bench http" "bench gpu"; do
         # shellcheck disable=SC2086 # several words
         superpod $words --help
         expect_ok
@@ -200,6 +200,31 @@ bench_prints_json() {
     jq -e '.completed == 6 and .failed == 0 and .output_tokens == 120' "$DIR/out" >/dev/null || fail "bench http: $OUT"
     stop_server
 }
+the_emulated_gpu_is_told_and_timed() {
+    [ -e "$BUILD/superpod_cuda_emu.so" ] || skip "no superpod_cuda_emu.so"
+    SUPERPOD_EMU_DEVICES=2 superpod inspect topology --device emu --json
+    expect_ok
+    jq -e '.backend | .why == null and (.devices | length) == 2 and .links[0].peer' "$DIR/out" >/dev/null ||
+        fail "inspect topology: $OUT"
+    SUPERPOD_EMU_DEVICES=2 SUPERPOD_EMU_PEERS=0 superpod inspect topology --device emu
+    expect_match "the link" "$OUT" 'link +through the host: 0-1'
+    superpod bench gpu --device emu --json
+    expect_ok
+    jq -e '.emulated and ([.operations[].op] | unique | length) >= 7' "$DIR/out" >/dev/null ||
+        fail "bench gpu: $OUT"
+}
+an_installed_binary_finds_its_plugins() {
+    [ -e "$BUILD/superpod_cuda_emu.so" ] || skip "no superpod_cuda_emu.so"
+    # What is installed is what was built: a compiler for GPUs takes minutes.
+    local nvcc=()
+    [ -e "$BUILD/superpod_cuda.so" ] || nvcc=(NVCC=)
+    make --no-print-directory MODE="${BUILD##*/}" B="$BUILD" "${nvcc[@]}" DESTDIR="$DIR/root" PREFIX=/opt/pod install \
+        >"$DIR/install" 2>&1 || fail "make install: $(tail -n 3 "$DIR/install")"
+    [ -x "$DIR/root/opt/pod/lib/superpod/superpod_cuda_emu.so" ] || fail "installed: $(cat "$DIR/install")"
+    SUPERPOD=$DIR/root/opt/pod/bin/superpod superpod inspect topology --device emu
+    expect_ok
+    expect_match "the device" "$OUT" 'emu +0 +emulated device'
+}
 
 run_cases commands every_command_has_help version_says_name_and_number run_answers_one_prompt \
     run_reads_a_prompt_from_standard_input run_raw_prints_the_completion_and_nothing_else \
@@ -208,4 +233,5 @@ run_cases commands every_command_has_help version_says_name_and_number run_answe
     inspect_template_says_errors_line_by_line a_name_is_found_in_the_hugging_face_cache \
     serve_answers_under_every_name tokenize_and_detokenize_are_inverse \
     metrics_and_small_routes_answer options_come_from_a_file_and_from_variables \
-    the_reference_configuration_is_the_generated_one bench_prints_json
+    the_reference_configuration_is_the_generated_one bench_prints_json \
+    the_emulated_gpu_is_told_and_timed an_installed_binary_finds_its_plugins

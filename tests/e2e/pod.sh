@@ -322,7 +322,7 @@ shapes_that_do_not_fit_are_refused() {
     refused_serve 10 "pp-layers is '0,6'" -- --model $PODLING --pp 2 --pp-layers 0,6
     refused_serve 10 '4 ranks .*there is 1 slot$' -- --model $PODLING --tp 2 --pp 2 --slots 1
     refused_serve 2 'tensor-parallel-size.*want 1 to 64, got 0' -- --model $PODLING --tp 0
-    refused_serve 2 'collectives.*want auto, shm or ucx' -- --model $PODLING --collectives pigeon
+    refused_serve 2 'collectives.*want auto, nccl, shm or ucx' -- --model $PODLING --collectives pigeon
     superpod inspect logits --model $PODLING --tokens 1 --out "$DIR/logits" --tp 3
     expect_refused 10 'does not divide'
     superpod run --model $PODLING --raw --tokens 1 --pp 9
