@@ -48,7 +48,9 @@ emu: $B/superpod_cuda_emu.so ## the cuda backend on the emulated device
 $B/superpod_cuda_emu.so: $(EMU_KERNELS) $(EMU_HOST) $(EMU_OBJS)
 	@echo "  link    $@"; $(CXX) -shared -Wl,-Bsymbolic $(EMU_CXXFLAGS) $^ -lpthread -ldl -lm -o $@
 # Half a minute of one core. What the thread sanitizer is built for has no use for it.
-ifneq ($(MODE),tsan)
+# Whoever has no C++ compiler builds all else.
+HAVE_CXX := $(shell $(CXX) --version >/dev/null 2>&1 && echo 1)
+ifeq ($(HAVE_CXX)$(filter tsan,$(MODE)),1)
 all: $B/superpod_cuda_emu.so
 endif
 # The same with the race checker instead of speed.
