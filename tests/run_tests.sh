@@ -72,31 +72,38 @@ mapfile -t programs < <(unit_programs | grep -E "$threaded")
 setsid nice -n 19 bash -c 'asan=$1 && shift
     make -k -j2 MODE=asan all tests $asan
     make -k -j2 MODE=tsan "$@"
-    make -k -j2 all' beside "$(helpers asan | tr '\n' ' ')" "${programs[@]/#/build/tsan/}" \
+    make nvcc-check NVCC_ARCHS=90a >build/nvcc.log 2>&1' beside "$(helpers asan | tr '\n' ' ')" "${programs[@]/#/build/tsan/}" \
     >/dev/null 2>&1 </dev/null &
 beside=$!
-# So do Slurm, for its daemons, and a pod with a rank that hangs: their scripts have logs of their own,
-# counted when the others are done.
-apart=(emulated_hang) waiting=()
-[ -z "$everything" ] || apart+=(slurm)
-for name in "${apart[@]}"; do
-    "tests/e2e/$name.sh" >"build/$name.log" 2>&1 </dev/null &
+# So do Slurm, for its daemons, and pods of devices, for a rank that hangs: their scripts, one after
+# another in a lane, have logs of their own, counted when the others are done.
+lane() {
+    local name
+    for name in "$@"; do "tests/e2e/$name.sh" >"build/$name.log" 2>&1 </dev/null; done
+}
+apart=(emulated_hang emulated emulated_split)
+waiting=()
+lane emulated_hang &
+waiting+=($!)
+lane emulated emulated_split &
+waiting+=($!)
+if [ -n "$everything" ]; then
+    apart+=(slurm)
+    lane slurm &
     waiting+=($!)
-done
+fi
 trap 'kill -- "-$beside" "${waiting[@]}" 2>/dev/null' EXIT
 trap 'exit 143' INT TERM
 
 for script in tests/e2e/*.sh; do
     name=$(basename "$script" .sh)
     case $name in
-    lib | *_lib | slurm | emulated_hang) ;;
+    lib | *_lib | slurm | emulated*) ;;
     *) count "end to end: $name" "$script" ;;
     esac
 done
-for i in "${!apart[@]}"; do
-    wait "${waiting[$i]}"
-    count "end to end: ${apart[$i]}" cat "build/${apart[$i]}.log"
-done
+wait "${waiting[@]}"
+for name in "${apart[@]}"; do count "end to end: $name" cat "build/$name.log"; done
 
 # Whatever the builds said is said again by these.
 wait "$beside"
@@ -111,8 +118,13 @@ done
 build "build (tsan)" MODE=tsan "${programs[@]/#/build/tsan/}"
 count "unit tests (tsan)" tests/run_unit.sh build/tsan "${programs[@]}"
 
-# The same kernels by nvcc, where it is: warnings are errors, and nothing of it can run here.
-build "build (cuda)" all
+# The same kernels by nvcc, where it is, for one of the architectures that `make` builds; nothing of it
+# can run without a GPU.
+echo "== nvcc" && cat build/nvcc.log
+if ! grep -qE "^nvcc-check (passed|skipped)" build/nvcc.log; then
+    failed=$((failed + 1))
+    failures+=("nvcc-check")
+fi
 
 if [ ${#failures[@]} -gt 0 ]; then
     echo "failed:"

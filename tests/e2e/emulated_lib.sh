@@ -11,7 +11,8 @@ need_plugin() { [ -e "$PLUGIN" ] || skip "no $PLUGIN: make emu"; }
 
 # What may outlive processes: files in shared memory, System V segments.
 traces() {
-    find /dev/shm -mindepth 1 ! -name "ucx*" | sort # those are of scripts beside this one
+    # Not those of scripts beside this one.
+    find /dev/shm -mindepth 1 \( -iname "*superpod*" -o -iname "*nccl*" \) | sort
     ipcs -m -q -s | awk '/^0x/'
 }
 

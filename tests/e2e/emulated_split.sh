@@ -12,7 +12,7 @@ SMALL=(--device emu --model "$PODLING" --max-model-len 192 --max-num-seqs 2 --ma
 POOLS=(--prefill-threshold-tokens 8 --pool "name=p,role=prefill" --pool "name=d,role=decode")
 
 need_emulator() { [ -f "$BUILD/superpod_cuda_emu.so" ] || skip "no superpod_cuda_emu.so: make emu"; }
-shared_files() { find /dev/shm -maxdepth 1 -user "$(id -u)" | sort; }
+shared_files() { find /dev/shm -maxdepth 1 -iname "*superpod*" -user "$(id -u)" | sort; }
 failures() { # all causes, or one
     curl -sS -m 10 "$URL/metrics" |
         awk -v c="${1:-}" '/^superpod:kv_failures_total/ && (c == "" || index($0, "cause=\"" c "\"")) { n += $NF } END { print n + 0 }'

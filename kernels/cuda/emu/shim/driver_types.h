@@ -35,7 +35,7 @@
 #define cudaDeviceScheduleBlockingSync 0x04
 
 enum cudaError {
-#define CU_VALUE(name, value) name = value,
+#define CU_VALUE(name, value) name = (value),
 #define CU_ERRORS
 #include "kernels/cuda/emu/shim/values.inc"
 #undef CU_ERRORS

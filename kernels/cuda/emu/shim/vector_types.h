@@ -5,6 +5,7 @@
 #pragma once
 #define __VECTOR_TYPES_H__ /* the toolkit's own, included later, is empty */
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): names of types */
 #define CU_VEC2(T, N, A) \
     typedef struct __attribute__((aligned(A))) N { \
         T x, y; \
@@ -17,6 +18,7 @@
     typedef struct __attribute__((aligned(A))) N { \
         T x, y, z, w; \
     } N
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 CU_VEC2(signed char, char2, 2);
 CU_VEC4(signed char, char4, 4);
